@@ -1,0 +1,204 @@
+"""The recipe: one YAML file that names everything a run needs, validated before anything starts.
+
+A component is its name alone (`likelihood`) or one key with its settings (`{forward_kl: {temperature: 2}}`). Unknown
+keys are errors with the line they stand on; overrides from the command line are `key.path=value`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from stillhouse import registry
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _to_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are final."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is absent by default is left out; a null in place of a value (clip: null) is a choice and stays.
+        fields = type(self).model_fields
+        return {k: v for k, v in write(self).items() if v is not None or fields[k].default is not None}
+
+
+class Component(Section):
+    """A component by its name, with its settings."""
+
+    name: str
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and len(value) == 1 and "name" not in value:
+            ((name, settings),) = value.items()
+            if settings is not None and not isinstance(settings, dict):
+                raise ValueError(f"the settings of {name!r} must be a mapping, such as {{{name}: {{weight: 1.0}}}}")
+            return {"name": name, "settings": settings or {}}
+        if isinstance(value, dict) and set(value) <= {"name", "settings"}:
+            return value
+        raise ValueError("a component is its name alone, or one key with its settings")
+
+    @model_serializer
+    def _to_short_form(self) -> Any:
+        return {self.name: self.settings} if self.settings else self.name
+
+    def build(self, family: str) -> Any:
+        """The component itself, its settings validated."""
+        return registry.build(family, self.name, self.settings)
+
+
+class ArithmeticSource(Section):
+    """Worded arithmetic problems made by the package itself: how many, how hard, from which half of all problems."""
+
+    count: int = Field(1000, ge=1)
+    seed: int = 0
+    steps: tuple[int, int] = (2, 4)
+    split: Literal["train", "heldout"] = "train"
+    distractors: float = Field(0.5, ge=0, le=1)
+
+
+class Source(Section):
+    """Where examples come from (exactly one of `path`, `dataset`, `arithmetic`, or a synthesizer) and which columns "
+    "hold what."""
+
+    path: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    arithmetic: ArithmeticSource | None = None
+    synthesizer: Component | None = None
+    split: str | None = None
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    rationale: str | None = None
+    text: str | None = None
+    limit: int | None = Field(None, ge=1)
+    shuffle: int | None = Field(None, description="seed of a shuffle before the limit; none keeps the file's order")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_synthesizer(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"path": value}
+        if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in registry.names("synthesizer"):
+            return {"synthesizer": value}
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one_origin(self) -> Source:
+        origins = [key for key in ("path", "dataset", "arithmetic", "synthesizer") if getattr(self, key) is not None]
+        if len(origins) != 1:
+            raise ValueError(
+                f"a data source needs exactly one of path, dataset, arithmetic or a synthesizer "
+                f"({', '.join(registry.names('synthesizer'))}); found {' and '.join(origins) or 'none'}"
+            )
+        return self
+
+
+class DataSection(Section):
+    """What is trained on, what is measured on, and how examples become tokens."""
+
+    train: Source
+    heldout: Source
+    out_of_domain: dict[Name, Source] = {}
+    steps: list[Component] = []
+    max_length: int | None = Field(None, ge=2, description="tokens; none takes the student's context")
+    overflow: Literal["error", "drop", "truncate"] = "error"
+    train_on: list[Literal["prompt", "rationale", "answer", "other"]] = ["rationale", "answer"]
+
+
+class StudentSection(Section):
+    """The student: an existing `model` folder or hub name, or a `config` to start from scratch."""
+
+    model: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = Field(None, description="for a config; none takes the teacher's")
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> StudentSection:
+        if (self.model is None) == (self.config is None):
+            raise ValueError(
+                "a student needs either model (a folder or hub name) or config (such as {model_type: llama, ...})"
+            )
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("student.config needs model_type, such as llama or qwen3")
+        return self
+
+
+class TrainSection(Section):
+    """The optimisation: how many updates, how large, how fast."""
+
+    steps: int = Field(1000, ge=1)
+    lr: float = Field(2e-5, gt=0)
+    tokens_per_step: int = Field(32768, ge=1, description="padded tokens of one update")
+    accumulate: int = Field(1, ge=1, description="micro-batches of one update")
+    warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; none leaves it alone")
+    weight_decay: float = Field(0.0, ge=0)
+    beta2: float = Field(0.999, gt=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    chunk: int | None = Field(None, ge=1, description="tokens whose logits exist at once; none chooses")
+    evaluate_every: int | None = Field(None, ge=1)
+    checkpoint_every: int | None = Field(None, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class Recipe(Section):
+    """Everything a run needs; `stillhouse show RECIPE` prints the resolved form."""
+
+    name: Name = "run"
+    seed: int = 0
+    device: str = "auto"
+    teacher: Component
+    student: StudentSection
+    data: DataSection
+    objective: Annotated[list[Component], BeforeValidator(_to_list), Field(min_length=1)]
+    train: TrainSection = TrainSection()
+    evaluate: list[Component] = [Component(name="likelihood"), Component(name="fidelity")]
+    headline: str | None = Field(None, description="the metric of the report's first sentence; none chooses")
+    control: bool = True
+    samples: int = Field(40, ge=0, description="held-out prompts answered by all models, side by side")
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _teacher_by_model(cls, value: Any) -> Any:
+        # `teacher: Qwen/Qwen3-8B` is what everyone writes first; it can only mean a model in process.
+        if isinstance(value, str) and value not in registry.names("teacher"):
+            return {"hf": {"model": value}}
+        return value
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default written out, as plain data; this is what a run stores."""
+        return self.model_dump(mode="json")
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """Recipes that ship with the package, by name."""
+    folder = Path(__file__).parent / "assets" / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -1,0 +1,273 @@
+"""A run's folder: who may write in it, what each stage left behind, and the manifest that says it is whole.
+
+recipe.yaml  environment.json  data/*.jsonl  checkpoints/  metrics.jsonl  student/  control/
+evaluation/  evaluation.json  samples.jsonl  report.html  report.md  stages/*.json  manifest.json (last)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stillhouse.errors import RunError
+from stillhouse.recipe import Recipe
+from stillhouse.records import fingerprint
+
+FORMAT = 1
+
+
+@dataclass
+class StageRecord:
+    """What one stage did: kept so that it is not done twice, and for the report's bill.
+
+    Attributes:
+        name: of the stage.
+        fingerprint: of everything that went in.
+        seconds: wall time.
+        cost: counts, such as teacher_tokens_read.
+        choices: automatic decisions, each `{"name", "value", "reason"}` (contract C7).
+        out: facts that later stages need.
+    """
+
+    name: str
+    fingerprint: str
+    seconds: float = 0.0
+    cost: dict[str, int] = field(default_factory=dict)
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    out: dict[str, Any] = field(default_factory=dict)
+
+    def choose(self, name: str, value: object, reason: str) -> None:
+        """Record an automatic choice with its reason."""
+        self.choices.append({"name": name, "value": value, "reason": reason})
+
+
+class RunFolder:
+    """An opened run folder. Use `RunFolder.claim` to write in it; the constructor alone only reads."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    @contextmanager
+    def claim(cls, path: str | Path, recipe: Recipe) -> Generator[RunFolder, None, None]:
+        """Hold a run folder for one recipe; a second process is refused, and so is another recipe.
+
+        Raises:
+            RunError: the folder is in use, or was made by another recipe.
+        """
+        folder = cls(path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with (folder.path / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.seek(0)
+                raise RunError(
+                    f"{folder.path} is in use by another run (process {lock.read().strip() or 'unknown'}). Wait for "
+                    "it, or give this run "
+                    f"a folder of its own with --out."
+                ) from error
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            folder._adopt(recipe)
+            yield folder
+
+    def _adopt(self, recipe: Recipe) -> None:
+        place = self.path / "recipe.yaml"
+        wanted = recipe.resolved()
+        if place.exists():
+            found = yaml.safe_load(place.read_text(encoding="utf-8"))
+            if found != wanted:
+                raise RunError(
+                    f"{self.path} was made by another recipe; it differs in {', '.join(_differences(found, wanted))}. "
+                    "Give this run a folder "
+                    f"of its own with --out, or move the old one away."
+                )
+            return
+        foreign = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+        if foreign:
+            raise RunError(
+                f"{self.path} is not a run folder and not empty (it holds {', '.join(sorted(foreign)[:5])}). Choose "
+                "another with --out."
+            )
+        place.write_text(yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def recipe(self) -> Recipe:
+        """The recipe this folder was made by.
+
+        Raises:
+            RunError: it is no run folder.
+        """
+        place = self.path / "recipe.yaml"
+        if not place.exists():
+            raise RunError(f"{self.path} is no run folder: it has no recipe.yaml. `stillhouse run RECIPE` makes one.")
+        return Recipe.model_validate(yaml.safe_load(place.read_text(encoding="utf-8")))
+
+    @contextmanager
+    def stage(self, name: str, inputs: Mapping[str, Any]) -> Generator[tuple[StageRecord, bool], None, None]:
+        """Run a stage, or learn that it is done: yields its record and whether it was finished before on the same
+        inputs.
+
+        The record is written when the block ends without an error, so its existence means that the stage is whole.
+        """
+        key = fingerprint(dict(inputs))
+        done = self.stage_record(name)
+        if done is not None and done.fingerprint == key:
+            yield done, True
+            return
+        record = StageRecord(name, key)
+        started = time.perf_counter()
+        yield record, False
+        record.seconds = time.perf_counter() - started
+        self.write_json(f"stages/{name}.json", {"stage": name, **_without_name(record)})
+
+    def stage_record(self, name: str) -> StageRecord | None:
+        """What a finished stage left, or None."""
+        place = self.path / "stages" / f"{name}.json"
+        if not place.exists():
+            return None
+        row = json.loads(place.read_text(encoding="utf-8"))
+        return StageRecord(name=row.pop("stage"), **row)
+
+    def stage_records(self) -> list[StageRecord]:
+        """All finished stages in the order they ended."""
+        files = sorted((self.path / "stages").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+        return [record for file in files if (record := self.stage_record(file.stem))]
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write JSON atomically: a reader sees the old file or the new one."""
+        place = self.path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(place.name + ".partial")
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(place)
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the folder.
+
+        Raises:
+            RunError: it is not there.
+        """
+        place = self.path / name
+        if not place.exists():
+            raise RunError(f"{self.path} has no {name}: that stage has not finished. `stillhouse run` continues it.")
+        return json.loads(place.read_text(encoding="utf-8"))
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def forget_metrics(self, model: str, after: int) -> None:
+        """Drop the rows of steps that a continued run is about to take again."""
+        place = self.path / "metrics.jsonl"
+        if not place.exists():
+            return
+        rows = [line for line in place.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in rows if (row := json.loads(line))["model"] != model or row["step"] <= after]
+        partial = place.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(place)
+
+    def finish(self, recipe: Recipe) -> None:
+        """Write the manifest: the last file, whose existence means that the run is whole."""
+        records = self.stage_records()
+        cost: dict[str, int] = {}
+        for record in records:
+            for key, value in record.cost.items():
+                cost[key] = cost.get(key, 0) + value
+        sizes = {part: _bytes_under(self.path / part) for part in ("data", "student", "checkpoints")}
+        self.write_json(
+            "manifest.json",
+            {
+                "format": FORMAT,
+                "name": recipe.name,
+                "recipe": fingerprint(recipe.resolved()),
+                "seed": recipe.seed,
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": {record.name: round(record.seconds, 3) for record in records},
+                "cost": cost,
+                "bytes": sizes,
+                "fingerprints": {record.name: record.fingerprint for record in records},
+                "data": (self.stage_record("data") or StageRecord("data", "")).out,
+            },
+        )
+
+
+def _without_name(record: StageRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key != "name"}
+
+
+def _bytes_under(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """The dotted keys at which two recipes differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            d for key in keys for d in _differences(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+        ]
+    return [] if old == new else [f"{place} ({old!r} there, {new!r} here)"]
+
+
+_PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "pydantic")
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, machine and the state of the source, gathered without importing any of it."""
+    return {
+        "stillhouse": metadata.version("stillhouse"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and cleanliness of the working directory's repository; None outside of one."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(status.strip())}
