@@ -1,0 +1,257 @@
+"""Read examples: JSONL, JSON, CSV, Parquet and text files, Arrow folders, Hugging Face data sets, and the built-in
+generator.
+
+Columns follow the ecosystem (`messages`; `prompt` + `completion`; `text`) or are mapped by the recipe. A broken row is
+an error with its number, never a row silently left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stillhouse.data import arithmetic
+from stillhouse.errors import DataError, did_you_mean
+from stillhouse.recipe import Source
+from stillhouse.records import Example
+
+_COLUMNS = ("messages", "prompt", "completion", "rationale", "text")
+
+
+def read_source(source: Source) -> list[Example]:
+    """All examples of a source, shuffled and limited as it says.
+
+    Raises:
+        DataError: missing or empty file, broken line, column that is not there, empty completion.
+    """
+    if source.arithmetic is not None:
+        return _arithmetic(source)
+    rows = list(_rows(source))
+    place = source.path or source.dataset or ""
+    if not rows:
+        raise DataError(f"{place} holds no examples. A data set needs at least one row.")
+    if source.shuffle is not None:
+        random.Random(source.shuffle).shuffle(rows)
+    columns = _map_columns(source, rows[0][1], place)
+    return [_example(number, row, columns, place) for number, row in rows[: source.limit]]
+
+
+def _arithmetic(source: Source) -> list[Example]:
+    assert source.arithmetic is not None
+    made = source.arithmetic
+    problems = arithmetic.generate(
+        made.count, seed=made.seed, steps=made.steps, split=made.split, distractors=made.distractors
+    )
+    examples = []
+    for number, problem in enumerate(problems):
+        row = arithmetic.row(problem)
+        meta = {"answer": str(row["final"]), "steps": row["steps"], "derivation": row["derivation"]}
+        name = f"arithmetic-{made.split}-{made.seed}-{number}"
+        examples.append(Example(id=name, prompt=row["question"], completion=row["answer"], meta=meta))
+    return examples[: source.limit]
+
+
+def _rows(source: Source) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows with their numbers, counted from 1 as editors do."""
+    if source.dataset is not None:
+        yield from enumerate(_hub(source), start=1)
+        return
+    path = Path(source.path or "").expanduser()
+    if not path.exists():
+        folder = path.parent
+        known = did_you_mean(path.name, [p.name for p in folder.iterdir()]) if folder.is_dir() else ""
+        raise DataError(f"There is no data file {path}. {known or f'The folder {folder} does not exist either.'}")
+    if path.is_dir():
+        yield from enumerate(_folder(path, source.split), start=1)
+        return
+    readers = {".jsonl": _jsonl, ".json": _json, ".txt": _text, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise DataError(f"{path} has the ending {path.suffix!r}; readable are {', '.join(readers)} and Arrow folders.")
+    try:
+        yield from reader(path)
+    except DataError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:  # also not UTF-8, also Arrow's own errors
+        raise DataError(f"{path} cannot be read as {path.suffix.removeprefix('.')}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _must_be_object(row: object, place: str) -> None:
+    if not isinstance(row, dict):
+        raise DataError(f"{place} is a JSON {type(row).__name__}; each row must be an object with named columns.")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(raw)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise DataError(
+                    f"{path}:{number} is not valid JSON ({error}). The other lines were not touched; mend or remove "
+                    f"this one: {raw[:80]!r}"
+                ) from error
+            _must_be_object(row, f"{path}:{number}")
+            yield number, row
+
+
+def _json(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        rows = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}. One object a line? Then name it .jsonl.") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path} must hold a list of objects; one object a line goes into a .jsonl file.")
+    for number, row in enumerate(rows, start=1):
+        _must_be_object(row, f"{path}: row {number}")
+        yield number, row
+
+
+def _text(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Running text: one row a paragraph, paragraphs being what blank lines separate."""
+    paragraphs = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n\n")
+    yield from enumerate(({"text": p.strip()} for p in paragraphs if p.strip()), start=1)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Every cell is text as it stands: guessing types would turn 007 into 7 and the word NA into nothing."""
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        for number, row in enumerate(reader, start=1):
+            if None in row:
+                columns = len(reader.fieldnames or ())
+                raise DataError(f"{path}: row {number} has more cells than the {columns} columns of the first line.")
+            yield number, row
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        yield from enumerate((row for batch in file.iter_batches() for row in batch.to_pylist()), start=1)
+
+
+def _arrow(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    import datasets
+
+    table: Any = datasets.Dataset.from_file(str(path))
+    yield from enumerate(table, start=1)
+
+
+def _folder(path: Path, split: str | None) -> Iterable[Mapping[str, Any]]:
+    """A folder that `save_to_disk` wrote, or one of data files."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
+    try:
+        loaded: Any = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(f"The folder {path} cannot be read: {_first_line(error.__cause__ or error)}") from error
+    return _choose_split(loaded, split, str(path))
+
+
+def _hub(source: Source) -> Iterable[Mapping[str, Any]]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    name = source.dataset or ""
+    try:
+        loaded: Any = datasets.load_dataset(name, source.subset)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(
+            f"The data set {name!r} cannot be loaded: {_first_line(error)}. Is the name right, and is there a network? "
+            "A local file goes under path."
+        ) from error
+    return _choose_split(loaded, source.split, name)
+
+
+def _choose_split(loaded: Any, split: str | None, place: str) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(loaded, dict):
+        return loaded
+    if split is None and len(loaded) == 1:
+        return next(iter(loaded.values()))
+    if split not in loaded:
+        asked = f"no split {split!r}" if split else "several splits and the recipe names none"
+        raise DataError(f"{place} has {asked}. Set split to one of: {', '.join(loaded)}.")
+    return loaded[split]
+
+
+def _map_columns(source: Source, row: Mapping[str, Any], place: str) -> dict[str, str]:
+    """Which column of the file holds what: as the recipe says, or by the ecosystem's names."""
+    named = {key: getattr(source, key) for key in _COLUMNS if getattr(source, key) is not None}
+    for key, column in named.items():
+        if column not in row:
+            raise DataError(f"{place} has no column {column!r} (asked for as {key}). {did_you_mean(column, row)}")
+    if named:
+        return named
+    found = {key: key for key in _COLUMNS if key in row}
+    if "messages" in found:
+        return {"messages": "messages"}
+    if "prompt" in found:
+        found.pop("text", None)
+        return found
+    if "text" in found:
+        return {"text": "text"}
+    raise DataError(
+        f"{place} has the columns {', '.join(row)}; none is messages, prompt or text. Map them in the recipe, for "
+        "example "
+        f"prompt: question, completion: answer."
+    )
+
+
+def _example(number: int, row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> Example:
+    values: dict[str, Any] = {}
+    for key, column in columns.items():
+        if column not in row or row[column] is None:
+            raise DataError(
+                f"{place}: row {number} has no column {column!r} (used as {key}). Mend the row, or remove it."
+            )
+        values[key] = str(row[column]) if key != "messages" else _turns(row[column], f"{place}: row {number}")
+    if "completion" in values and not values["completion"].strip():
+        raise DataError(
+            f"{place}: row {number} has an empty {columns['completion']!r} (used as completion), so there is nothing "
+            "to learn from. "
+            f"Fill it, remove the row, or map no completion where the teacher is to write it."
+        )
+    meta = {key: value for key, value in row.items() if key not in columns.values()}
+    return Example(id=f"{Path(place).stem}-{number}", meta=meta, **values)
+
+
+def _turns(value: Any, place: str) -> tuple[Mapping[str, str], ...]:
+    turns = value if isinstance(value, list) else []
+    texts = [turn.get(key) for turn in turns if isinstance(turn, Mapping) for key in ("role", "content")]
+    if not turns or len(texts) < 2 * len(turns) or not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f"{place} holds no conversation: messages must be a list of turns, each with a role and a content that is "
+            f"text, and it is {str(value)[:80]!r}."
+        )
+    return tuple(turns)
+
+
+def describe(source: Source) -> str:
+    """A source in a few words, for messages and reports."""
+    if source.arithmetic is not None:
+        made = source.arithmetic
+        easiest, hardest = made.steps
+        return f"{made.count} arithmetic problems ({made.split}, {easiest} to {hardest} steps, seed {made.seed})"
+    if source.synthesizer is not None:
+        return f"written by {source.synthesizer.name}"
+    return str(source.path or source.dataset)
+
+
+def with_meta(example: Example, **added: Any) -> Example:
+    """The example with more said about how it came to be."""
+    return dataclasses.replace(example, meta={**example.meta, **added})

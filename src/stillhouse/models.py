@@ -1,0 +1,344 @@
+"""Causal language models from Hugging Face folders: load, hidden states, head, generate, save.
+
+The one place that knows `transformers`' model classes; teachers and students wrap what it returns. Shapes: B sequences,
+T tokens, D width, V head width (may be padded beyond the vocabulary), N any number of rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from stillhouse.errors import ModelError, did_you_mean
+
+EMBEDDED = {"stillhouse:arithmetic": Path(__file__).parent / "assets" / "teacher"}
+"""Models that ship with the package, by the name recipes use."""
+
+_UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
+"""What transformers and the libraries below it raise for files that are missing, damaged or contradict one another."""
+
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
+
+
+def locate(name: str) -> str:
+    """The folder of an embedded or local model, or the hub name as it is.
+
+    Raises:
+        ModelError: an unknown embedded name, a path that does not exist, a file where a folder is meant, or pickled
+        weights only.
+    """
+    if name in EMBEDDED:
+        return str(EMBEDDED[name])
+    if name.startswith("stillhouse:"):
+        raise ModelError(f"There is no embedded model {name!r}. {did_you_mean(name, EMBEDDED)}")
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ModelError(
+            f"{name} is a file; a model is a folder with config.json, model.safetensors and tokenizer.json, or a hub "
+            "name. "
+            f"Weights are read from safetensors only: a pickled checkpoint can run code when it is opened. "
+            f"Convert it once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
+        )
+    if path.is_dir():
+        _refuse_pickles(path)
+        return str(path)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"There is no model folder {name!r}. Give the folder that holds config.json, or a hub name such as "
+            "Qwen/Qwen3-0.6B."
+        )
+    return name
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{folder} holds no config.json, so it is no model folder. It holds: {_listing(folder)}.")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = [name for name in _PICKLES if (folder / name).exists()] or [p.name for p in folder.glob("*.bin")]
+    if pickled:
+        raise ModelError(
+            f"{folder} holds only pickled weights ({', '.join(pickled)}), which can run code when they are opened, so "
+            "they are refused. "
+            "Convert them once where you trust them: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
+        )
+    raise ModelError(f"{folder} holds no model.safetensors. It holds: {_listing(folder)}.")
+
+
+def _listing(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    place = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+        raise ModelError(f"The tokenizer of {name!r} has no fast form, which is needed to tell tokens' roles apart.")
+    return tokenizer
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model folder or hub name, without its weights."""
+    place = locate(name)
+    try:
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+    except _UNREADABLE as error:
+        raise ModelError(f"The configuration of {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    told = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+    return str(told).strip().partition("\n")[0]
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of ids a tokenizer can produce: its largest id plus one. Model heads are often padded beyond it."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How text is written. `temperature` 0 is greedy; it is the decoder's, not an objective's.
+
+    Attributes:
+        max_new_tokens: at most this many tokens per answer.
+        temperature: 0 for the most likely token each time.
+        top_p: smallest set of tokens whose mass reaches it; 1 keeps all.
+        seed: of the draws; the same seed, prompts and batch size write the same text.
+        batch_size: prompts written at once.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 64
+
+
+@dataclass
+class CausalLM:
+    """A causal language model in two halves, the stack that makes hidden states and the head that makes logits, and "
+    "its tokenizer."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.vocabulary = vocabulary_size(self.tokenizer)
+        width = self._embeddings().shape[0]
+        if self.vocabulary > width:
+            raise ModelError(
+                f"The tokenizer of {self.name!r} makes ids up to {self.vocabulary - 1}, its model embeds {width}. "
+                f"Use the tokenizer that the model was trained with."
+            )
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: str | torch.dtype = "float32",
+        device: str = "cpu",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> CausalLM:
+        """Load from a local folder, a hub name or an embedded name; weights from safetensors only.
+
+        Raises:
+            ModelError: not found, pickled, or broken.
+        """
+        place = locate(name)
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except _UNREADABLE as error:
+            raise ModelError(f"The model {name!r} cannot be loaded: {_first_line(error)}") from error
+        model, found = loaded
+        if missing := sorted(found["missing_keys"]):  # transformers fills them with noise and goes on
+            raise ModelError(
+                f"The model {name!r} lacks {len(missing)} of its weights, such as {missing[0]}: its files and its "
+                f"config.json do not belong together, or the download is incomplete."
+            )
+        lm = cls(name, model.to(device).eval(), tokenizer)
+        lm.check_split()
+        return lm
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._embeddings().device
+
+    def _embeddings(self) -> Tensor:
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model was built for, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 2**30)
+
+    def parameters(self) -> int:
+        """Number of weights, tied ones counted once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def hidden(self, tokens_BT: Tensor, attention_BT: Tensor) -> Tensor:
+        """Last hidden states [B, T, D]; `attention_BT` is 1 at real tokens, padding on the right."""
+        return self.model.base_model(
+            input_ids=tokens_BT, attention_mask=attention_BT, use_cache=False
+        ).last_hidden_state
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states, with the scaling and capping that some architectures apply."""
+        logits = self.model.get_output_embeddings()(hidden_ND)
+        config = self.model.config
+        if scale := getattr(config, "logit_scale", None):  # Cohere multiplies
+            logits = logits * scale
+        if scaling := getattr(config, "logits_scaling", None):  # Granite divides
+            logits = logits / scaling
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma caps
+            logits = cap * torch.tanh(logits / cap)
+        return logits
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters that `head` uses."""
+        return [p for p in self.model.get_output_embeddings().parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def check_split(self) -> None:
+        """Hidden states and head must give the model's own logits, or every loss would be about another model.
+
+        Raises:
+            ModelError: this architecture does more to its logits than `head` knows.
+        """
+        tokens = torch.arange(4, device=self.device).remainder(self.vocabulary)[None]
+        with self.inference():  # dropout would make any two passes differ
+            ours = self.head(self.hidden(tokens, torch.ones_like(tokens)))
+            theirs = self.model(input_ids=tokens, use_cache=False).logits
+        if ours.shape != theirs.shape or not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
+            raise ModelError(
+                f"{type(self.model).__name__} computes its logits in a way stillhouse does not know, so that its loss "
+                "would be wrong. "
+                f"Please report the architecture; a LlamaForCausalLM-like one works today."
+            )
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """Continue each prompt (token ids); returns the new ids without the end token, in the order of the prompts."""
+        return [ids for _, ids in sorted(self._generate_batches(prompts, sampling))]
+
+    def _generate_batches(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> Iterator[tuple[int, list[int]]]:
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
+        pad = (
+            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
+        )
+        with self.inference(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(sampling.seed)
+            for start in range(0, len(order), sampling.batch_size):
+                chosen = order[start : start + sampling.batch_size]
+                width = max(len(prompts[i]) for i in chosen)
+                tokens = torch.tensor(
+                    [[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in chosen], device=self.device
+                )
+                real = torch.tensor(
+                    [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen], device=self.device
+                )
+                written = self._generate(tokens, real, sampling, pad)[:, width:].tolist()
+                for i, ids in zip(chosen, written, strict=True):
+                    yield i, self._until_end(ids)
+
+    def _generate(self, tokens: Tensor, real: Tensor, sampling: Sampling, pad: int) -> Tensor:
+        room = self.context - tokens.shape[1]
+        if room < 1:
+            raise ModelError(
+                f"A prompt of {tokens.shape[1]} tokens leaves no room in the context of {self.context} of "
+                f"{self.name!r}."
+            )
+        draw: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            draw = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        model: Any = self.model  # transformers types generate() against a protocol that its own classes do not meet
+        padding = list(range(self.vocabulary, self._embeddings().shape[0]))  # columns of the head that are no tokens
+        return model.generate(
+            input_ids=tokens,
+            attention_mask=real,
+            max_new_tokens=min(sampling.max_new_tokens, room),
+            pad_token_id=pad,
+            eos_token_id=self.end_ids() or None,
+            suppress_tokens=padding or None,
+            **draw,
+        )
+
+    def end_ids(self) -> list[int]:
+        """Ids that end an answer: the tokenizer's end token and those of the model's generation settings."""
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        several = configured if isinstance(configured, list) else [configured]
+        return sorted({i for i in [*several, self.tokenizer.eos_token_id] if i is not None})
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        ends = set(self.end_ids())
+        return next((ids[:place] for place, i in enumerate(ids) if i in ends), ids)
+
+    @contextmanager
+    def inference(self) -> Generator[None, None, None]:
+        """Evaluation mode for the time of the block; training mode comes back if it was on."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary Hugging Face folder that AutoModelForCausalLM, vLLM and llama.cpp's converter read."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def identity(self) -> dict[str, Any]:
+        """What this model is, for manifests: name, size, and a fingerprint of configuration and weights' shapes."""
+        return {
+            "name": self.name,
+            "architecture": type(self.model).__name__,
+            "parameters": self.parameters(),
+            "vocabulary": self.vocabulary,
+            "config": json.loads(self.model.config.to_json_string(use_diff=True)),
+        }

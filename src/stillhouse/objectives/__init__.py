@@ -1,0 +1,1 @@
+"""What a student is asked to minimise, one file a method."""

@@ -1,0 +1,98 @@
+"""What a teacher says about tokens: the kinds of signal, each a value that can be cut into rows.
+
+Shapes: N trained tokens (rows), V the vocabulary, K kept entries, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+class Signal(ABC):
+    """A teacher's statement about N tokens. `select` cuts rows out of it without touching the others."""
+
+    provides: ClassVar[frozenset[str]]
+
+    @abstractmethod
+    def select(self, rows_N: Tensor) -> Signal:
+        """The same kind of statement about fewer tokens; `rows_N` are indices into the flattened token positions."""
+
+
+@dataclass(frozen=True)
+class Dense(Signal):
+    """The full next-token distribution as logits.
+
+    Attributes:
+        logits_NV: any leading shape, last dimension the head's width, which may exceed the vocabulary (padded heads).
+        vocabulary: the number of token ids the tokenizer can produce; columns beyond it are padding and are never
+            looked at.
+    """
+
+    logits_NV: Tensor
+    vocabulary: int | None = None
+    provides: ClassVar[frozenset[str]] = frozenset({"distribution", "token_logprobs"})
+
+    def select(self, rows_N: Tensor) -> Dense:
+        """Rows of the logits."""
+        return Dense(self.logits_NV.flatten(0, -2)[rows_N], self.vocabulary)
+
+
+@dataclass(frozen=True)
+class Headed(Signal):
+    """A distribution not yet computed: hidden states and the head that turns them into logits.
+
+    Selecting rows gives `Dense`, so that the [tokens, vocabulary] matrix exists one chunk at a time (contract C4).
+    """
+
+    hidden_ND: Tensor
+    head: Callable[[Tensor], Tensor]
+    vocabulary: int
+    provides: ClassVar[frozenset[str]] = Dense.provides
+
+    def select(self, rows_N: Tensor) -> Dense:
+        """Logits of the chosen rows, computed now, without a gradient."""
+        with torch.no_grad():
+            return Dense(self.head(self.hidden_ND.flatten(0, -2)[rows_N]), self.vocabulary)
+
+
+@dataclass(frozen=True)
+class TopK(Signal):
+    """The k most likely tokens; the mass of all others is one tail bucket.
+
+    Attributes:
+        ids_NK: distinct token ids.
+        logprobs_NK: their log-probabilities under the full, tempered softmax (not renormalised over the k).
+        temperature: the temperature those were computed at.
+        vocabulary: as in `Dense`; with K equal to it the tail is empty and the signal is exactly the dense one.
+    """
+
+    ids_NK: Tensor
+    logprobs_NK: Tensor
+    vocabulary: int
+    temperature: float = 1.0
+    provides: ClassVar[frozenset[str]] = Dense.provides
+
+    def select(self, rows_N: Tensor) -> TopK:
+        """Rows of the kept entries."""
+        ids, logprobs = self.ids_NK.flatten(0, -2)[rows_N], self.logprobs_NK.flatten(0, -2)[rows_N]
+        return TopK(ids, logprobs, self.vocabulary, self.temperature)
+
+    @classmethod
+    def of(cls, dense: Dense, k: int, temperature: float = 1.0) -> TopK:
+        """Keep the k largest entries of a dense signal.
+
+        Raises:
+            ValueError: k is larger than the vocabulary.
+        """
+        vocabulary = dense.vocabulary or dense.logits_NV.shape[-1]
+        if not 1 <= k <= vocabulary:
+            raise ValueError(f"k is {k}; it must lie between 1 and the vocabulary, which has {vocabulary} tokens")
+        logprobs_NV = torch.log_softmax(dense.logits_NV[..., :vocabulary].float() / temperature, dim=-1)
+        logprobs_NK, ids_NK = logprobs_NV.topk(k, dim=-1)
+        return cls(ids_NK, logprobs_NK, vocabulary, temperature)

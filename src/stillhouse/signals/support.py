@@ -1,0 +1,96 @@
+"""Bring student and teacher onto one support, so that each divergence is written once (contract C3).
+
+Shapes: N tokens (any leading dimensions), V vocabulary, K the common support.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stillhouse.errors import NeedsError
+from stillhouse.signals.kinds import Dense, Signal, TopK
+
+
+class Aligned(NamedTuple):
+    """Log-probabilities of both models over the same K outcomes; each row sums to one in probability.
+
+    Dense signals give K = V. Sparse ones give the kept tokens and, last, one bucket for all others.
+    """
+
+    student_NK: Tensor
+    teacher_NK: Tensor
+
+
+def align(student_logits_NV: Tensor, signal: Signal, temperature: float = 1.0) -> Aligned:
+    """Student logits and a teacher's signal as log-probabilities on one support.
+
+    Args:
+        student_logits_NV: raw logits; columns beyond the signal's vocabulary (a padded head) are dropped before the
+        softmax.
+        signal: `Dense` or `TopK`, about the same tokens.
+        temperature: softens both sides alike.
+
+    Raises:
+        NeedsError: the signal holds no distribution, or was stored at another temperature.
+
+    >>> logits = torch.tensor([[0.0, 1.0]])
+    >>> pair = align(logits, Dense(logits))
+    >>> torch.equal(pair.student_NK, pair.teacher_NK)
+    True
+    """
+    return _align(signal, student_logits_NV, temperature)
+
+
+@singledispatch
+def _align(signal: Signal, student_logits_NV: Tensor, temperature: float) -> Aligned:
+    raise NeedsError(
+        f"A divergence needs the teacher's distribution; {type(signal).__name__} provides "
+        f"{', '.join(sorted(signal.provides)) or 'nothing'}. Use cross_entropy on the teacher's text instead."
+    )
+
+
+@_align.register
+def _dense(signal: Dense, student_logits_NV: Tensor, temperature: float) -> Aligned:
+    # Both heads may be padded, to different widths. The padding columns are no tokens: cut before the softmax, or mass
+    # leaks.
+    width = min(signal.logits_NV.shape[-1], student_logits_NV.shape[-1], signal.vocabulary or 2**62)
+    student, teacher = student_logits_NV[..., :width], signal.logits_NV[..., :width]
+    return Aligned(_log_softmax(student, temperature), _log_softmax(teacher, temperature))
+
+
+@_align.register
+def _top_k(signal: TopK, student_logits_NV: Tensor, temperature: float) -> Aligned:
+    if temperature != signal.temperature:
+        raise NeedsError(
+            f"The objective asks for temperature {temperature:g}, the stored top-k signal was made at "
+            f"{signal.temperature:g}, and "
+            "a truncated distribution cannot be re-tempered. Set the objective's temperature to "
+            f"{signal.temperature:g} or "
+            f"score again."
+        )
+    logprobs_NV = _log_softmax(student_logits_NV[..., : signal.vocabulary], temperature)
+    student_NK, teacher_NK = logprobs_NV.gather(-1, signal.ids_NK), signal.logprobs_NK
+    if signal.ids_NK.shape[-1] == signal.vocabulary:
+        return Aligned(student_NK, teacher_NK)
+    # The student's tail is summed directly, not as 1 - kept: exact where the kept mass is nearly one.
+    outside_NV = logprobs_NV.scatter(-1, signal.ids_NK, -torch.inf)
+    student_tail = torch.logsumexp(outside_NV, dim=-1, keepdim=True)
+    return Aligned(torch.cat([student_NK, student_tail], -1), torch.cat([teacher_NK, _tail(teacher_NK)], -1))
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    # float32 at least: in bfloat16 the normaliser of a large vocabulary loses the loss itself; float64 stays for the
+    # tests.
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(wide / temperature, dim=-1)
+
+
+def _tail(logprobs_NK: Tensor) -> Tensor:
+    # What 1 - kept cannot resolve is no evidence of an impossible tail: below the type's resolution the tail is that
+    # resolution. A smaller floor would charge a reverse divergence dozens of nats for what is rounding.
+    kept = logprobs_NK.exp().sum(dim=-1, keepdim=True)
+    return torch.log((1 - kept).clamp_min(torch.finfo(logprobs_NK.dtype).eps))

@@ -1,0 +1,1 @@
+"""Making data with a teacher, one file a method."""

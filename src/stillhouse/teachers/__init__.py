@@ -1,0 +1,1 @@
+"""Frozen sources of signals, one file each."""

@@ -1,0 +1,77 @@
+"""What a teacher is: settings that can be checked and printed, and a session that has the weights (or the socket) "
+"open."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from transformers import PreTrainedTokenizerBase
+
+from stillhouse.data.batching import TokenBatch
+from stillhouse.models import CausalLM, Sampling
+from stillhouse.signals.kinds import Signal
+
+
+class TeacherSession(ABC):
+    """An opened teacher: frozen, counting what it was asked.
+
+    Attributes:
+        tokenizer: what its token ids mean.
+        tokens_read: tokens it has scored.
+        tokens_written: tokens it has generated.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    tokens_read: int = 0
+    tokens_written: int = 0
+
+    @abstractmethod
+    def score(self, batch: TokenBatch) -> Signal:
+        """What the teacher says about every position of a batch; rows are the flattened [B * T] positions."""
+
+    @abstractmethod
+    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """Answers to prompts, as token ids without the end token, in the order of the prompts."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What this teacher is, for manifests and fingerprints."""
+
+    @property
+    @abstractmethod
+    def lm(self) -> CausalLM | None:
+        """The model itself where it lives in this process, else None."""
+
+    def close(self) -> None:
+        """Release what `open` took; weights need nothing."""
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Teacher(ABC):
+    """The settings of a teacher; opening them is what costs memory, time or money."""
+
+    family: ClassVar[str] = "teacher"
+    provides: ClassVar[frozenset[str]] = frozenset()
+    """What objectives may need of it, out of: text, token_logprobs, distribution, hidden_states, attentions."""
+
+    @abstractmethod
+    def open(self, device: str = "cpu") -> TeacherSession:
+        """Load or connect."""
+
+    @abstractmethod
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone, for checks before anything heavy is loaded."""
+
+    @abstractmethod
+    def load_config(self) -> Any:
+        """The architecture's configuration without weights, for estimates; None where it is not known."""

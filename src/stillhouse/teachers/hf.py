@@ -1,0 +1,89 @@
+"""A Hugging Face model in this process: frozen, white-box, from a local folder, the hub, or the package itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from stillhouse.data.batching import TokenBatch
+from stillhouse.models import CausalLM, Sampling, load_config, load_tokenizer
+from stillhouse.signals.kinds import Headed
+from stillhouse.teachers.base import Teacher, TeacherSession
+
+
+@dataclass(frozen=True)
+class HFTeacher(Teacher):
+    """A causal language model by folder or hub name.
+
+    Attributes:
+        model: a folder, a hub name, or `stillhouse:arithmetic`, the teacher that ships with the package.
+        dtype: of its weights; `auto` takes what they were saved in.
+        revision: of a hub model.
+        trust_remote_code: run code that comes with the model; off unless asked.
+    """
+
+    model: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    provides: ClassVar[frozenset[str]] = frozenset({"text", "token_logprobs", "distribution"})
+
+    def open(self, device: str = "cpu") -> HFSession:
+        """Load the weights.
+
+        Raises:
+            ModelError: not found, pickled, or of an architecture whose logits are not understood.
+        """
+        return HFSession(
+            CausalLM.load(
+                self.model,
+                dtype=self.dtype,
+                device=device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
+        )
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def load_config(self) -> Any:
+        """The model's configuration."""
+        return load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+
+class HFSession(TeacherSession):
+    """The loaded model, its weights frozen."""
+
+    def __init__(self, lm: CausalLM) -> None:
+        self._lm = lm
+        self.tokenizer = lm.tokenizer
+        lm.model.requires_grad_(False).eval()
+
+    @property
+    def lm(self) -> CausalLM:
+        """The model."""
+        return self._lm
+
+    @torch.no_grad()
+    def score(self, batch: TokenBatch) -> Headed:
+        """Hidden states and the head; the [tokens, vocabulary] logits are made chunk by chunk, where they are used."""
+        self.tokens_read += int(batch.attention_BT.sum())
+        return Headed(self._lm.hidden(batch.tokens_BT, batch.attention_BT), self._lm.head, self._lm.vocabulary)
+
+    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """Generate; counted as written, prompts as read."""
+        written = self._lm.generate(prompts, sampling)
+        self.tokens_read += sum(map(len, prompts))
+        self.tokens_written += sum(map(len, written))
+        return written
+
+    def identity(self) -> dict[str, Any]:
+        """Name, size and configuration."""
+        return self._lm.identity()
