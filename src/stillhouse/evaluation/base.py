@@ -1,0 +1,72 @@
+"""What an evaluator is: a model and held-out data in, per-example measurements out.
+
+Measurements keep what each example contributed, so that every number has a standard error and two models are compared
+pairwise, example by example (contract C8). How contributions become a value is `stillhouse.statistics`' business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from stillhouse.data.rendering import Rendered, Renderer
+from stillhouse.models import CausalLM
+from stillhouse.records import Example
+from stillhouse.statistics import Estimate, Measurement, Metric
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """A held-out data set, read and rendered once, shared by all evaluators and all models.
+
+    Attributes:
+        name: empty for the recipe's main held-out data, else the name that prefixes its metrics.
+        examples: the rows.
+        rendered: their tokens, in the same order; overlong texts may give several windows, with ids `id/0`, `id/1`.
+        renderer: to make prompts with, `renderer.prompt_ids(example)`.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    rendered: Sequence[Rendered]
+    renderer: Renderer
+
+
+@dataclass
+class Result:
+    """What one evaluator found out about one model.
+
+    Attributes:
+        measurements: metric name (without the evaluator's) to per-example contributions.
+        estimates: metric name to a finished number, for what has no examples (speed, size).
+        outputs: example id to what the model wrote.
+        correct: example id to whether that was right.
+        reliability: points of the calibration curve: mean confidence, accuracy, count.
+    """
+
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    correct: dict[str, bool] = field(default_factory=dict)
+    reliability: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator(ABC):
+    """Settings of one kind of measurement."""
+
+    family: ClassVar[str] = "evaluator"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What the teacher must provide (`distribution` where students are held against it), as for objectives."""
+    once: ClassVar[bool] = False
+    """Measured on the main held-out data alone, not on the out-of-domain sets."""
+
+    @abstractmethod
+    def metrics(self) -> Mapping[str, Metric]:
+        """What is measured: name to title, unit and direction. Results hold some or all of these names."""
+
+    @abstractmethod
+    def evaluate(self, model: CausalLM, data: Heldout, teacher: CausalLM | None) -> Result:
+        """Measure one model. `teacher` is the same object as `model` when the teacher itself is measured."""

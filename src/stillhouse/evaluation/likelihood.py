@@ -1,0 +1,48 @@
+"""Likelihood of held-out text: loss in nats per token, and bits per byte, which compares across tokenizers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stillhouse.evaluation._logits import measurement, nats, rendered_for, sum_by_example
+from stillhouse.evaluation.base import Evaluator, Heldout, Result
+from stillhouse.models import CausalLM
+from stillhouse.statistics import Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood(Evaluator):
+    """How probable a model finds the trained tokens of held-out data.
+
+    `loss` is `-log q(y_t | y_<t)` per trained token. `bits_per_byte` is the same information over the bytes of UTF-8
+    text behind those tokens, `-sum log2 q / bytes` (Gao et al. 2020, arXiv 2101.00027, section 3.1): two models that
+    cut text into different tokens can be compared by it. The end token costs bits and stands for no byte.
+
+    >>> from stillhouse.evaluation.base import Heldout  # doctest: +SKIP
+    >>> Likelihood().evaluate(student.lm, Heldout("", rows, renderer.render(rows), renderer), None)  # doctest: +SKIP
+    """
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """`loss` and `bits_per_byte`."""
+        return {
+            "loss": Metric("Loss", "nats/token", "lower"),
+            "bits_per_byte": Metric("Bits per byte", "bits/byte", "lower"),
+        }
+
+    def evaluate(self, model: CausalLM, data: Heldout, teacher: CausalLM | None) -> Result:
+        """Both from one pass over the data; the teacher is not asked.
+
+        Raises:
+            DataError: no example has tokens to measure on.
+        """
+        rendered = rendered_for(model, data)
+        nats_E, tokens_E = sum_by_example(model, rendered, nats).T
+        bytes_E = [r.size for r in rendered]
+        return Result(
+            {
+                "loss": measurement(rendered, nats_E, tokens_E),
+                "bits_per_byte": measurement(rendered, nats_E / math.log(2), bytes_E),
+            }
+        )

@@ -1,0 +1,146 @@
+"""Writes a run's report: `report.html`, one file that needs nothing else, and `report.md` for a pull request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from stillhouse.report import charts, tables
+from stillhouse.report.numbers import fixed, is_number
+from stillhouse.report.reading import Run, detail, model_name, read_run
+from stillhouse.report.story import tell
+from stillhouse.report.svg import key, printable
+
+# What means something in GitHub's Markdown: markup, table cells, links, emoji, then mentions and references to issues.
+MARKUP = re.compile(r"[\\`*_\[\]|~$]|:(?=\S)|(?<=www)\.")
+REFERENCE = re.compile(r"[@#](?=\w)")
+
+
+def write_report(run: Path) -> tuple[Path, Path]:
+    """Write `report.html` and `report.md` into a run folder from what it holds; answers both paths.
+
+    The same folder always gives the same bytes. Raises RunError if the run was not evaluated yet.
+    """
+    context = report_context(read_run(run))
+    pages = (run / "report.html", run / "report.md")
+    for page, text in zip(pages, (render_html(context), render_markdown(context)), strict=True):
+        partial = page.with_suffix(page.suffix + ".partial")
+        partial.write_text(printable(text), encoding="utf-8")
+        partial.replace(page)
+    return pages
+
+
+def report_context(run: Run) -> dict[str, Any]:
+    """Everything the templates show, as text and figures."""
+    evaluation = run.evaluation
+    losses, dropped = charts.training_figures(run)
+    return {
+        "name": str(run.recipe.get("name") or run.path.resolve().name),
+        "subject": subject(run.recipe),
+        "seed": run.environment.get("seed", run.recipe.get("seed")),
+        "headline": tell(evaluation),
+        "headline_figure": charts.headline_figure(evaluation),
+        "models": evaluation.models,
+        "tables": tables.model_tables(evaluation),
+        "comparisons": tables.comparison_tables(evaluation),
+        "kept": charts.kept_figures(evaluation),
+        "losses": losses,
+        "dropped": dropped,
+        "quality": charts.quality_figures(run),
+        "reliability": charts.reliability_figures(evaluation),
+        "size": charts.size_figure(evaluation),
+        "efficiency": tables.efficiency_rows(evaluation),
+        "kinds": tables.sample_kinds(run),
+        "sampled": len(run.samples),
+        "costs": tables.costs(run),
+        "stages": charts.stage_figure(run),
+        "choices": tables.choices(run),
+        "recipe": run.recipe_text,
+        "environment": tables.environment(run),
+        "packages": run.environment.get("packages") or {},
+        "version": run.environment.get("stillhouse"),
+    }
+
+
+def render_html(context: Mapping[str, Any]) -> str:
+    """The page, every value in it escaped."""
+    env = Environment(loader=PackageLoader("stillhouse.report", ""), autoescape=True, undefined=StrictUndefined)
+    env.trim_blocks = env.lstrip_blocks = True
+    env.filters.update(model_name=model_name, capital=capital, detail=detail)
+    return env.get_template("template.html").render(context, key=key, fold=tables.FOLD)
+
+
+def render_markdown(context: Mapping[str, Any]) -> str:
+    """The same story for a pull request, every value in it escaped unless it is marked as Markdown already."""
+    env = Environment(
+        loader=PackageLoader("stillhouse.report", ""),
+        autoescape=False,  # it is Markdown: `finalize` escapes every value for it
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else markdown(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(model_name=model_name, capital=capital, fenced=fenced)
+    return env.get_template("template.md").render(context)
+
+
+def capital(text: str) -> str:
+    """The text with a capital in front and the rest as it was."""
+    return text[:1].upper() + text[1:]
+
+
+def markdown(value: object) -> str:
+    """Text that GitHub shows as it is: no markup, table cells, mentions or HTML; line ends become spaces.
+
+    >>> print(markdown("a|b <i> @me"))
+    a\\|b &lt;i&gt; @<!-- -->me
+    """
+    text = MARKUP.sub(lambda found: "\\" + found[0], " ".join(str(value).split()))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return REFERENCE.sub(lambda found: found[0] + "<!-- -->", text)
+
+
+def fenced(text: str) -> Markup:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markup(f"{fence}yaml\n{text.rstrip()}\n{fence}")  # nothing leaves such a fence
+
+
+def subject(recipe: Mapping[str, Any]) -> str:
+    """What was distilled into what, how: one line from the recipe; empty where the recipe does not say."""
+    teacher, student = (described(recipe.get(part)) for part in ("teacher", "student"))
+    parts = [f"{teacher} → {student}"] if teacher and student else []
+    if objective := weighted(recipe.get("objective")):
+        parts.append(objective)
+    train = recipe.get("train")
+    if isinstance(train, dict) and is_number(train.get("steps")):
+        parts.append(f"{fixed(train['steps'], 0)} steps")
+    return " · ".join(parts)
+
+
+def described(part: object) -> str:
+    """A component of the recipe in a word: its model or path, else its name."""
+    if isinstance(part, dict):
+        for name in ("model", "path"):
+            if isinstance(part.get(name), str):
+                return part[name]
+        inner = next(iter(part.values()), None)
+        return (described(inner) if isinstance(inner, dict) else "") or str(next(iter(part), ""))
+    return part if isinstance(part, str) else ""
+
+
+def weighted(objective: object) -> str:
+    """The objectives with their weights: `0.9 × forward_kl + 0.1 × cross_entropy`."""
+    items = objective if isinstance(objective, list) else [objective]
+    terms = []
+    for item in items:
+        for name, settings in item.items() if isinstance(item, dict) else [(item, None)]:
+            weight = settings.get("weight") if isinstance(settings, dict) else None
+            terms.append(f"{weight:g} × {name}" if is_number(weight) and weight != 1 else f"{name}")
+    return " + ".join(term for term in terms if term != "None")
