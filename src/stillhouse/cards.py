@@ -1,0 +1,60 @@
+"""The model card of a student: what it was distilled from, how, and what it is worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from stillhouse import __version__
+from stillhouse.data.sources import describe
+from stillhouse.recipe import Recipe
+
+
+def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
+    """Markdown with the metadata block that model hubs read.
+
+    Args:
+        recipe: how the model was made.
+        role: `student`, or `control` for the one trained without the teacher.
+        facts: teacher's identity, parameters of the model, trained tokens, steps.
+    """
+    teacher = facts["teacher"]
+    base = recipe.student.model
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["distillation", "stillhouse"],
+    }
+    if base and not base.startswith(("/", ".", "stillhouse:")):
+        header["base_model"] = base
+    how = ", ".join(str(item.model_dump(mode="json")) for item in recipe.objective)
+    made = {
+        "student": f"distilled from **{teacher['name']}** ({teacher['parameters']:,} parameters) with {how}",
+        "control": "trained without the teacher, as the control of a distillation: plain cross-entropy on the same "
+        "batches",
+    }[role]
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {recipe.name} ({role})
+
+A language model of {facts["parameters"]:,} parameters, {made}.
+
+| | |
+| --- | --- |
+| started from | {base or "random weights"} |
+| training data | {describe(recipe.data.train)} |
+| updates | {facts["steps"]:,} |
+| trained tokens | {facts["tokens"]:,} |
+| learning rate | {recipe.train.lr:g}, {recipe.train.schedule}, {recipe.train.warmup} updates of warm-up |
+| seed | {recipe.seed} |
+| made with | stillhouse {__version__} |
+
+What it kept of its teacher, with intervals and beside a control, stands in the run's `report.html`. The recipe:
+
+```yaml
+{yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True).strip()}
+```
+"""

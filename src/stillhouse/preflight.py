@@ -1,0 +1,133 @@
+"""Turn a recipe's names into objects and see that they fit together, before any weights are loaded (contract C5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from stillhouse.errors import NeedsError
+from stillhouse.evaluation.base import Evaluator
+from stillhouse.models import load_config, load_tokenizer
+from stillhouse.objectives.base import Objective
+from stillhouse.recipe import Recipe
+from stillhouse.registry import component as find_component
+from stillhouse.registry import name_of, names
+from stillhouse.signals.vocabulary import require_same_vocabulary
+from stillhouse.student import student_config
+from stillhouse.synthesis.base import Synthesizer
+from stillhouse.teachers.base import Teacher
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe whose names have become objects that fit one another; nothing heavy is loaded yet.
+
+    Attributes:
+        max_length: tokens of the longest example.
+        student_config: the student's architecture, as Hugging Face's configuration object.
+        teacher_config: the teacher's, None where it is not a local architecture.
+    """
+
+    recipe: Recipe
+    teacher: Teacher
+    objectives: tuple[Objective, ...]
+    evaluators: tuple[Evaluator, ...]
+    steps: tuple[Synthesizer, ...]
+    student_tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase
+    student_config: Any
+    teacher_config: Any
+    max_length: int
+
+    @property
+    def white_box(self) -> bool:
+        """Whether training asks the teacher for more than text."""
+        return any(objective.needs for objective in self.objectives)
+
+    @property
+    def has_control(self) -> bool:
+        """Whether the run trains the same student without its teacher."""
+        return self.recipe.control and (self.white_box or bool(self.steps))
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Build every component, match needs to provides, and compare vocabularies.
+
+    Raises:
+        RecipeError: unknown component or wrong setting.
+        NeedsError: a component needs what the teacher does not provide, or the tokenizers differ.
+        ModelError: a tokenizer or configuration cannot be read.
+    """
+    teacher: Teacher = recipe.teacher.build("teacher")
+    objectives = tuple(item.build("objective") for item in recipe.objective)
+    evaluators = tuple(item.build("evaluator") for item in recipe.evaluate)
+    steps = tuple(item.build("synthesizer") for item in recipe.data.steps)
+    sources = [recipe.data.train, recipe.data.heldout, *recipe.data.out_of_domain.values()]
+    writers = [*steps, *(s.synthesizer.build("synthesizer") for s in sources if s.synthesizer is not None)]
+    match_needs(teacher, [*objectives, *evaluators, *writers])
+    teacher_tokenizer = teacher.load_tokenizer()
+    student_tokenizer, config = _student(recipe, teacher_tokenizer)
+    token_by_token = [name_of(c) for c in (*objectives, *evaluators) if "distribution" in c.needs]
+    if token_by_token:
+        _compare_tokenizers(student_tokenizer, teacher_tokenizer, token_by_token)
+    teacher_config = teacher.load_config()
+    context = min(_context(config), _context(teacher_config) if token_by_token else 2**30)
+    limit = recipe.data.max_length
+    if limit is not None and limit > context:
+        raise NeedsError(
+            f"data.max_length is {limit}, the context of the models is {context} tokens. Lower it, or leave it out."
+        )
+    return Plan(
+        recipe,
+        teacher,
+        objectives,
+        evaluators,
+        steps,
+        student_tokenizer,
+        teacher_tokenizer,
+        config,
+        teacher_config,
+        limit or context,
+    )
+
+
+def match_needs(teacher: Teacher, components: Iterable[Objective | Evaluator | Synthesizer]) -> None:
+    """Refuse a component that needs more than the teacher provides.
+
+    Raises:
+        NeedsError: which one, what it needs, what there is, and which objectives would do.
+    """
+    for component in components:
+        missing = component.needs - teacher.provides
+        if missing:
+            usable = [n for n in names("objective") if find_component("objective", n).needs <= teacher.provides]
+            raise NeedsError(
+                f"{name_of(component)} needs the teacher's {', '.join(sorted(missing))}; {name_of(teacher)} provides "
+                f"{', '.join(sorted(teacher.provides)) or 'nothing'}. Use a teacher that provides it, or one of the "
+                "objectives that "
+                f"this one can serve: {', '.join(usable)}."
+            )
+
+
+def _student(recipe: Recipe, teacher_tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, Any]:
+    chosen = recipe.student
+    if chosen.model is not None:
+        how = {"revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
+        return load_tokenizer(chosen.model, **how), load_config(chosen.model, **how)
+    tokenizer = load_tokenizer(chosen.tokenizer) if chosen.tokenizer else teacher_tokenizer
+    return tokenizer, student_config(chosen.config or {}, tokenizer)
+
+
+def _compare_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, users: list[str]) -> None:
+    try:
+        require_same_vocabulary(student, teacher)
+    except NeedsError as error:
+        raise NeedsError(f"{', '.join(users)}: {error}") from error
+
+
+def _context(config: Any) -> int:
+    # No configuration: a teacher elsewhere, whose limit its server knows.
+    return int(getattr(config, "max_position_embeddings", None) or 2**30)

@@ -1,0 +1,374 @@
+"""One function per verb: the only place that turns names into objects and objects into runs.
+
+A stage whose inputs have not changed is skipped, and says so; `run` is nothing but the stages in order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillhouse.cards import model_card
+from stillhouse.data.rendering import Renderer
+from stillhouse.errors import DataError, RunError
+from stillhouse.evaluation.base import Evaluator, Heldout, Result
+from stillhouse.models import CausalLM, Sampling
+from stillhouse.objectives.base import Objective
+from stillhouse.objectives.cross_entropy import CrossEntropy
+from stillhouse.recipe import Recipe
+from stillhouse.records import Example, fingerprint_file, write_examples
+from stillhouse.registry import name_of
+from stillhouse.report.page import write_report
+from stillhouse.results import ROLES, ModelResult, summarize
+from stillhouse.runs import RunFolder, StageRecord, environment
+from stillhouse.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from stillhouse.training.chunking import choose_chunk
+from stillhouse.training.loop import Compute, Step, TrainState, train
+from stillhouse.training.optim import Optim
+from stillhouse.training.precision import choose_precision
+from stillhouse.workshop import Progress, Workshop, silent
+
+_CADENCE_EXAMPLES = 100
+"""Held-out examples of the evaluations during training: enough for a curve, cheap enough to draw one."""
+
+_FIRST_TOKENS = 16
+"""Of a held-out text, what the models are given to continue for the side-by-side samples."""
+
+
+@dataclass
+class Outcome:
+    """What a verb did: the folder, and which stages were done before."""
+
+    folder: Path
+    skipped: list[str] = field(default_factory=list)
+
+
+def run(recipe: Recipe, out: Path, progress: Progress = silent) -> Outcome:
+    """Everything: data, student, control, evaluation, report, manifest.
+
+    Raises:
+        StillhouseError: see the stages; the same call continues a run that was stopped.
+    """
+    return _with_workshop(recipe, out, progress, ("data", "train", "evaluate", "report"))
+
+
+def train_only(recipe: Recipe, out: Path, progress: Progress = silent) -> Outcome:
+    """Data and training; `evaluate` on the folder continues."""
+    return _with_workshop(recipe, out, progress, ("data", "train"))
+
+
+def evaluate_run(out: Path, progress: Progress = silent) -> Outcome:
+    """Evaluate the models of a run folder and write its report.
+
+    Raises:
+        RunError: not a run folder, or not trained yet.
+    """
+    recipe = RunFolder(out).recipe()
+    if not (out / "student" / "config.json").exists():
+        raise RunError(f"{out} has no trained student yet. `stillhouse run` or `stillhouse train` makes one.")
+    return _with_workshop(recipe, out, progress, ("data", "train", "evaluate", "report"))
+
+
+def report_run(out: Path) -> Path:
+    """Write report.html and report.md from what the folder holds; returns the page."""
+    RunFolder(out).recipe()
+    return write_report(out)[0]
+
+
+def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequence[str]) -> Outcome:
+    with RunFolder.claim(out, recipe) as folder:
+        shop = Workshop(recipe, folder, progress)
+        outcome = Outcome(out)
+        try:
+            _describe_environment(shop)
+            if "data" in parts:
+                _data(shop, outcome)
+            if "train" in parts:
+                _train(shop, outcome, "student")
+                if shop.plan.has_control:
+                    _train(shop, outcome, "control")
+            if "evaluate" in parts:
+                _evaluate(shop, outcome)
+            if "report" in parts:
+                write_report(out)
+                folder.finish(recipe)
+        finally:
+            shop.close()
+    return outcome
+
+
+def _describe_environment(shop: Workshop) -> None:
+    choices = [
+        {"name": "device", "value": shop.device, "reason": shop.device_reason},
+        {
+            "name": "longest example",
+            "value": f"{shop.plan.max_length} tokens",
+            "reason": "data.max_length, or the models' context",
+        },
+    ]
+    if not shop.plan.has_control:
+        reason = (
+            "the recipe says control: false" if not shop.recipe.control else "the objective is plain training already"
+        )
+        choices.append({"name": "control", "value": "none", "reason": reason})
+    facts = {**environment(), "device": shop.device, "seed": shop.recipe.seed, "choices": choices}
+    shop.folder.write_json("environment.json", facts)
+
+
+def _data(shop: Workshop, outcome: Outcome) -> None:
+    """Read, make and store the examples of every split, so that later stages read files alone."""
+    data = shop.recipe.data
+    sources = {"train": data.train, "heldout": data.heldout, **data.out_of_domain}
+    files = {s.path: fingerprint_file(Path(s.path)) for s in sources.values() if s.path and Path(s.path).is_file()}
+    inputs = {
+        "data": data.model_dump(mode="json"),
+        "teacher": shop.recipe.teacher.model_dump(mode="json"),
+        "files": files,
+    }
+    with shop.folder.stage("data", inputs) as (record, done):
+        if done:
+            outcome.skipped.append("data")
+            return
+        for place, (name, source) in enumerate(sources.items()):
+            shop.progress("data", place, len(sources), name)
+            examples = shop.read(source)
+            if name == "train" and shop.plan.steps:
+                write_examples(shop.path / "data" / "control.jsonl", examples)
+                for step in shop.plan.steps:
+                    before = len(examples)
+                    examples = step.synthesize(examples, shop.teacher, shop.renderer(tokenizer=shop.teacher.tokenizer))
+                    record.choose(
+                        f"{name_of(step)} kept", f"{len(examples)} of {before}", "empty answers teach nothing"
+                    )
+            if not examples:
+                raise DataError(f"The {name} data came out empty. Look at its source and at data.steps.")
+            _require_unique(examples, name)
+            write_examples(shop.path / "data" / f"{name}.jsonl", examples)
+            record.out[name] = {
+                "examples": len(examples),
+                "fingerprint": fingerprint_file(shop.path / "data" / f"{name}.jsonl"),
+            }
+        shop.progress("data", len(sources), len(sources), "")
+        if "teacher" in vars(shop):
+            record.cost = {
+                "teacher_tokens_read": shop.teacher.tokens_read,
+                "teacher_tokens_written": shop.teacher.tokens_written,
+            }
+
+
+def _require_unique(examples: Sequence[Example], name: str) -> None:
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise DataError(f"The {name} data holds two examples with the id {example.id!r}; ids must be unique.")
+        seen.add(example.id)
+
+
+def _train(shop: Workshop, outcome: Outcome, role: str) -> None:
+    """Train the student, or its control: the same student, steps and schedule without the teacher."""
+    recipe = shop.recipe
+    objectives: Sequence[Objective] = shop.plan.objectives if role == "student" else [CrossEntropy()]
+    # Where the objective is already plain training, on text the teacher wrote, the control learns from the original
+    # text.
+    source = "control" if role == "control" and not shop.plan.white_box else "train"
+    inputs = {
+        "role": role,
+        "data": fingerprint_file(shop.path / "data" / f"{source}.jsonl"),
+        "objectives": [repr(o) for o in objectives],
+        "recipe": recipe.model_dump(mode="json", include={"seed", "teacher", "student", "train"}),
+        "rendering": recipe.data.model_dump(mode="json", include={"max_length", "overflow", "train_on"}),
+    }
+    with shop.folder.stage(f"train-{role}", inputs) as (record, done):
+        if done:
+            outcome.skipped.append(f"train-{role}")
+            return
+        _train_to_the_end(shop, role, source, objectives, record)
+
+
+def _train_to_the_end(
+    shop: Workshop, role: str, source: str, objectives: Sequence[Objective], record: StageRecord
+) -> None:
+    recipe, settings = shop.recipe, shop.recipe.train
+    torch.manual_seed(recipe.seed)
+    student = shop.new_student()
+    batches = shop.batches(shop.rendered(source, record))
+    optim = Optim(**settings.model_dump(include={"lr", "warmup", "schedule", "clip", "weight_decay", "beta2"}))
+    compute = Compute(accumulate=settings.accumulate, chunk=_chunk(shop, record), autocast=_precision(shop, record))
+    state = TrainState(student, optim.build(student.lm.model), batches)
+    saved = shop.path / "checkpoints" / f"{role}-{record.fingerprint}"
+    if found := checkpoints(saved):
+        load_checkpoint(found[-1], state)
+        record.choose(f"{role} continued", f"from step {state.step}", "a checkpoint of a run that was stopped")
+    shop.folder.forget_metrics(role, state.step)
+    every = settings.checkpoint_every or max(1, settings.steps // 5)
+    teacher = shop.teacher if any(o.needs for o in objectives) else None
+    read_before = teacher.tokens_read if teacher else 0
+    watched = _Cadence(shop, role)
+    for step in train(
+        student, batches, teacher, objectives, steps=settings.steps, optim=optim, compute=compute, state=state
+    ):
+        _log(shop, role, step)
+        watched.after(step)
+        if step.number % every == 0 and step.number < settings.steps:
+            save_checkpoint(saved, state, keep=settings.keep_checkpoints)
+    save_checkpoint(saved, state, keep=settings.keep_checkpoints)
+    record.cost = {f"{role}_tokens_trained": state.tokens}
+    if teacher is not None:
+        record.cost["teacher_tokens_read"] = teacher.tokens_read - read_before
+    facts = {
+        "teacher": shop.teacher.identity(),
+        "parameters": student.lm.parameters(),
+        "tokens": state.tokens,
+        "steps": state.step,
+    }
+    student.save(shop.path / role, model_card(recipe, role, facts))
+
+
+def _chunk(shop: Workshop, record: StageRecord) -> int:
+    wanted = shop.recipe.train.chunk
+    chunk, reason = (wanted, "asked for by the recipe") if wanted else choose_chunk(len(shop.plan.student_tokenizer))
+    record.choose("chunk", f"{chunk} tokens", reason)
+    return chunk
+
+
+def _precision(shop: Workshop, record: StageRecord) -> torch.dtype | None:
+    """Chosen once per run and kept, so that student and control, and a run that continues, compute alike."""
+    with shop.folder.stage("precision", {"recipe": shop.recipe.resolved()}) as (kept, done):
+        if not done:
+            batch = next(shop.batches(shop.rendered("train", StageRecord("", ""))))
+            dtype, reason = choose_precision(shop.recipe.train.precision, shop.new_student(), batch)
+            kept.out = {"dtype": str(dtype or torch.float32).removeprefix("torch."), "reason": reason}
+    record.choose("precision", kept.out["dtype"], kept.out["reason"])
+    return None if kept.out["dtype"] == "float32" else torch.bfloat16
+
+
+def _log(shop: Workshop, role: str, step: Step) -> None:
+    shop.folder.log(
+        {
+            "model": role,
+            "step": step.number,
+            "loss": step.loss,
+            "objectives": step.parts,
+            "lr": step.lr,
+            "grad_norm": step.grad_norm,
+            "tokens": step.tokens,
+            "seconds": round(step.seconds, 4),
+        }
+    )
+    shop.progress(f"train {role}", step.number, shop.recipe.train.steps, f"loss {step.loss:.3f}")
+
+
+class _Cadence:
+    """Evaluates a few held-out examples every so often, for the curves."""
+
+    def __init__(self, shop: Workshop, role: str) -> None:
+        self.shop, self.role = shop, role
+        self.every = shop.recipe.train.evaluate_every
+        self.data = shop.heldout(limit=_CADENCE_EXAMPLES) if self.every else None
+
+    def after(self, step: Step) -> None:
+        if self.data is None or not self.every or step.number % self.every:
+            return
+        measured = ModelResult()
+        for evaluator in self.shop.plan.evaluators:
+            if not evaluator.once:
+                _measure(evaluator, step.state.student.lm, self.data, None, measured)
+        values = {name: estimate.value for name, estimate in measured.values().items()}
+        self.shop.folder.log({"model": self.role, "step": step.number, "evaluation": values})
+
+
+def _evaluate(shop: Workshop, outcome: Outcome) -> None:
+    """Measure every model, compare them pairwise, write evaluation.json and samples.jsonl."""
+    roles = [role for role in ROLES if role != "control" or shop.plan.has_control]
+    results: dict[str, ModelResult] = {}
+    for place, role in enumerate(roles):
+        shop.progress("evaluate", place, len(roles), role)
+        trained = shop.folder.stage_record(f"train-{role}")
+        inputs = {
+            "role": role,
+            "evaluate": [repr(e) for e in shop.plan.evaluators],
+            "trained": trained.fingerprint
+            if trained
+            else shop.recipe.model_dump(mode="json", include={"teacher", "student", "seed"}),
+            "data": (shop.folder.stage_record("data") or StageRecord("data", "")).out,
+            "samples": shop.recipe.samples,
+        }
+        with shop.folder.stage(f"evaluate-{role}", inputs) as (_, done):
+            if done:
+                outcome.skipped.append(f"evaluate-{role}")
+            else:
+                _evaluate_model(shop, role).save(shop.path / "evaluation" / role)
+        results[role] = ModelResult.load(shop.path / "evaluation" / role)
+    shop.progress("evaluate", len(roles), len(roles), "")
+    shop.folder.write_json("evaluation.json", summarize(results, shop.recipe.headline))
+    _write_samples(shop, results)
+
+
+def _evaluate_model(shop: Workshop, role: str) -> ModelResult:
+    model = shop.model(role)
+    measured = ModelResult()
+    for name in ("heldout", *shop.recipe.data.out_of_domain):
+        data = shop.heldout(name)
+        for evaluator in shop.plan.evaluators:
+            if name == "heldout" or not evaluator.once:
+                _measure(evaluator, model, data, shop.teacher.lm, measured)
+    if not measured.outputs and shop.recipe.samples:
+        measured.outputs = _continuations(model, shop.heldout(limit=shop.recipe.samples))
+    return measured
+
+
+def _measure(evaluator: Evaluator, model: CausalLM, data: Heldout, teacher: CausalLM | None, into: ModelResult) -> None:
+    result: Result = evaluator.evaluate(model, data, teacher)
+    prefix = f"{data.name}:" if data.name else ""
+    metrics = evaluator.metrics()
+    for name in (*result.measurements, *result.estimates):
+        into.metrics[f"{prefix}{name_of(evaluator)}.{name}"] = metrics[name]
+    into.measurements |= {f"{prefix}{name_of(evaluator)}.{name}": m for name, m in result.measurements.items()}
+    into.estimates |= {f"{prefix}{name_of(evaluator)}.{name}": e for name, e in result.estimates.items()}
+    if not data.name:
+        into.outputs |= result.outputs
+        into.correct |= result.correct
+        into.reliability = result.reliability or into.reliability
+
+
+def _continuations(model: CausalLM, data: Heldout) -> dict[str, str]:
+    """What a model writes where no task asks it to: answers to the prompts, or running text from its first words."""
+    written = model.generate([_start(data.renderer, e) for e in data.examples], Sampling(max_new_tokens=80))
+    return {e.id: str(model.tokenizer.decode(ids)) for e, ids in zip(data.examples, written, strict=True)}
+
+
+def _start(renderer: Renderer, example: Example) -> list[int]:
+    if example.form != "text":
+        return renderer.prompt_ids(example)
+    return renderer.render([example])[0].tokens[:_FIRST_TOKENS]
+
+
+def _write_samples(shop: Workshop, results: dict[str, ModelResult]) -> None:
+    """Prompts with every model's answer, those first on which student and control disagree."""
+    examples = {e.id: e for e in shop.examples("heldout")}
+
+    def agreement(name: str) -> tuple[bool, bool]:
+        verdicts = {role: result.correct.get(name) for role, result in results.items()}
+        return verdicts.get("student") == verdicts.get("control"), verdicts.get("student") == verdicts.get("teacher")
+
+    answered = [name for name in results["student"].outputs if name in examples]
+    with (shop.path / "samples.jsonl").open("w", encoding="utf-8") as stream:
+        for name in sorted(answered, key=agreement)[: shop.recipe.samples]:
+            example = examples[name]
+            row: dict[str, Any] = {
+                "id": name,
+                "prompt": example.prompt or (example.messages or [{}])[0].get("content") or _beginning(shop, example),
+                "reference": example.completion or example.text or "",
+                "outputs": {role: result.outputs.get(name, "") for role, result in results.items()},
+                "correct": {role: result.correct[name] for role, result in results.items() if name in result.correct},
+            }
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _beginning(shop: Workshop, example: Example) -> str:
+    return str(shop.plan.student_tokenizer.decode(_start(shop.renderer(), example), skip_special_tokens=True))

@@ -1,0 +1,235 @@
+"""What the command line shows: progress bars on stderr, results as plain text on stdout."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from stillhouse import registry
+from stillhouse.runs import RunFolder
+
+
+class Bars:
+    """Progress of a run's stages, one bar each with rate and time left; says nothing when stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not self._shown,
+        )
+
+    def __enter__(self) -> Self:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # theirs, for every model that is loaded
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        """The callback that stages report to."""
+        if not self._shown:
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, note="", rate="")
+        speed = self._progress.tasks[self._tasks[stage]].speed
+        rate = f"{speed:.1f}/s" if speed else ""
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note, rate=rate)
+
+
+def number(value: float | None) -> str:
+    """A number for people: four significant digits, thousands separated."""
+    if value is None:
+        return "-"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """A paired difference in words, such as `+0.12 [+0.08, +0.16], resolved`."""
+    word = "resolved" if comparison["resolved"] else f"unresolved (this test could see {number(comparison['mde'])})"
+    interval = f"[{comparison['low']:+.4g}, {comparison['high']:+.4g}]"
+    return f"{comparison['difference']:+.4g} {interval}, n = {comparison['n']:,}, {word}"
+
+
+def outcome_text(facts: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """The end of a run: the models' numbers, the comparison that matters, and where the report is."""
+    models = list(evaluation["models"])
+    rows = [["", *models]]
+    for name, metric in evaluation["metrics"].items():
+        cells = [evaluation["models"][m].get(name) for m in models]
+        shown = [
+            f"{number(c['value'])}" + (f" ± {number(c['stderr'])}" if c["stderr"] else "") if c else "-" for c in cells
+        ]
+        rows.append([f"{name} ({metric['unit']})", *shown])
+    lines = [_columns(rows), ""]
+    headline = evaluation["headline"]
+    for pair in ("student - control", "student - teacher"):
+        if headline in evaluation["comparisons"].get(pair, {}):
+            lines.append(f"{headline}, {pair}: {verdict(evaluation['comparisons'][pair][headline])}")
+    if facts["skipped"]:
+        lines.append(f"Done before and unchanged: {', '.join(facts['skipped'])}.")
+    lines += [f"Report: {facts['report']}", f"Student: {facts['student']}"]
+    return "\n".join(lines)
+
+
+def comparison_table(result: Mapping[str, Any]) -> str:
+    """Every run's value and the paired differences to the first run."""
+    runs = list(result["runs"])
+    rows = [["", *runs]]
+    for name, metric in result["metrics"].items():
+        cells = [result["runs"][r].get(name) for r in runs]
+        rows.append([f"{name} ({metric['unit']})", *(number(c["value"]) if c else "-" for c in cells)])
+    lines = [_columns(rows)]
+    for pair, found in result["comparisons"].items():
+        lines += ["", f"{pair} ({result['role']}, paired by example, 95 % interval)"]
+        lines.append(_columns([[f"  {name}", verdict(c)] for name, c in found.items()]))
+    return "\n".join(lines)
+
+
+def check_text(result: Mapping[str, Any]) -> str:
+    """What `check` found, in the order a person asks."""
+    estimate, student, teacher = result["estimate"], result["student"], result["teacher"]
+    share = f", {student['share_of_teacher']:.1%} of its teacher" if student["share_of_teacher"] else ""
+    rows = [
+        [
+            "teacher",
+            f"{teacher['component']}, {number(teacher['parameters'])} parameters, provides "
+            f"{', '.join(teacher['provides'])}",
+        ],
+        ["student", f"{number(student['parameters'])} parameters{share}"],
+        [
+            "vocabulary",
+            f"{result['vocabulary']:,} tokens, {'with' if result['chat_template'] else 'without'} a chat template",
+        ],
+        ["device", f"{result['device']['value']} ({result['device']['reason']})"],
+        ["longest example", f"{result['max_length']:,} tokens allowed"],
+        ["objectives", ", ".join(result["objectives"])],
+        ["control", "yes, the same training without the teacher" if result["control"] else "none"],
+    ]
+    for name, data in result["data"].items():
+        rows.append(
+            [
+                f"data {name}",
+                f"{data['source']}: {data['examples']:,} examples, {data['mean_tokens']:g} tokens on average",
+            ]
+        )
+        rows += [["", f"{count} {notice}"] for notice, count in data.get("notices", {}).items()]
+    rows += [
+        ["updates", f"{estimate['steps']:,} in all, {estimate['epochs']:g} passes over the data each"],
+        ["teacher reads", f"about {estimate['teacher_tokens_read']:,} tokens"],
+        ["teacher writes", f"about {estimate['teacher_tokens_written']:,} tokens"],
+        ["memory", f"about {estimate['peak_memory_bytes'] / 2**30:.2f} GiB at its peak"],
+        ["disk", f"about {estimate['disk_bytes'] / 2**20:,.0f} MiB"],
+        ["time", f"at least {estimate['seconds']:,.0f} s ({estimate['note']})"],
+    ]
+    rows += [["warning", text] for text in result["warnings"]]
+    return _columns(rows)
+
+
+def doctor_text(facts: Mapping[str, Any]) -> str:
+    """What `doctor` found."""
+    packages = ", ".join(f"{name} {version or 'MISSING'}" for name, version in facts["packages"].items())
+    rows = [
+        ["stillhouse", facts["stillhouse"]],
+        ["python", f"{facts['python']} on {facts['platform']}"],
+        ["processor", f"{facts['cpu']}, {facts['cores']} cores, {facts['cpu_capability']}, {facts['threads']} threads"],
+        [
+            "memory",
+            f"{facts['memory_bytes'] / 2**30:.1f} GiB, disk free here {facts['free_disk_bytes'] / 2**30:.1f} GiB",
+        ],
+        ["device", f"{facts['device']} ({facts['device_reason']})"],
+        ["packages", packages],
+    ]
+    rows += [["problem", text] for text in facts["problems"]] or [["", "No problem found."]]
+    return _columns(rows)
+
+
+def component_facts(kind: str, name: str) -> tuple[dict[str, Any], str]:
+    """A component's documentation and settings, as facts and as text."""
+    cls = registry.component(kind, name)
+    settings = {
+        f.name: {
+            "type": str(f.type),
+            "default": None if f.default is dataclasses.MISSING else f.default,
+            "required": f.default is dataclasses.MISSING,
+        }
+        for f in dataclasses.fields(cls)
+    }
+    needs = sorted(getattr(cls, "needs", ())) if kind != "teacher" else []
+    provides = sorted(cls.provides) if kind == "teacher" else []
+    facts = {
+        "family": kind,
+        "name": name,
+        "class": cls.__name__,
+        "doc": cls.__doc__,
+        "settings": settings,
+        "needs": needs,
+        "provides": provides,
+    }
+    rows = [
+        [f"  {key}", str(s["type"]), "required" if s["required"] else f"default {s['default']!r}"]
+        for key, s in settings.items()
+    ]
+    text = f"{kind} {name}: {cls.__doc__}\n\nSettings\n{_columns(rows)}"
+    if needs:
+        text += f"\n\nNeeds the teacher's {', '.join(needs)}."
+    if provides:
+        text += f"\n\nProvides {', '.join(provides)}."
+    return facts, text
+
+
+def run_facts(folder: Path) -> tuple[dict[str, Any], str]:
+    """What a run folder holds: its stages, its bill, and whether it is whole."""
+    run = RunFolder(folder)
+    recipe = run.recipe()
+    stages = {r.name: {"seconds": round(r.seconds, 1), "cost": r.cost} for r in run.stage_records()}
+    whole = (folder / "manifest.json").exists()
+    facts = {"run": str(folder), "recipe": recipe.name, "whole": whole, "stages": stages}
+    rows = [
+        [f"  {name}", f"{s['seconds']} s", ", ".join(f"{k} {v:,}" for k, v in s["cost"].items())]
+        for name, s in stages.items()
+    ]
+    state = "whole" if whole else "not finished; `stillhouse run` with its recipe continues it"
+    return facts, f"{folder}: {recipe.name}, {state}\n{_columns(rows)}"
+
+
+def yaml_text(value: object) -> str:
+    """YAML as a person would write it."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _columns(rows: list[list[str]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows), default=0))]
+    return "\n".join("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip() for row in rows)

@@ -1,0 +1,136 @@
+"""The things a run works with, each made once and only when first needed: device, teacher, data, students."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillhouse.data.batching import Batches
+from stillhouse.data.rendering import Rendered, Renderer, Role
+from stillhouse.data.sources import read_source
+from stillhouse.errors import RecipeError
+from stillhouse.evaluation.base import Heldout
+from stillhouse.models import CausalLM
+from stillhouse.preflight import Plan, make_plan
+from stillhouse.recipe import Recipe, Source
+from stillhouse.records import Example, read_examples
+from stillhouse.runs import RunFolder, StageRecord
+from stillhouse.student import Student
+from stillhouse.teachers.base import TeacherSession
+
+Progress = Callable[[str, int, int, str], None]
+"""Called as (stage, done, total, note); the command line draws it, everyone else may ignore it."""
+
+
+def silent(stage: str, done: int, total: int, note: str) -> None:
+    """No progress."""
+
+
+class Workshop:
+    """A run's plan, folder and tools."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, progress: Progress = silent) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.progress = progress
+        self.plan: Plan = make_plan(recipe)
+        self.device, self.device_reason = choose_device(recipe.device)
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.folder.path
+
+    @cached_property
+    def teacher(self) -> TeacherSession:
+        """The opened teacher."""
+        return self.plan.teacher.open(self.device)
+
+    def close(self) -> None:
+        """Close the teacher if it was opened."""
+        if "teacher" in self.__dict__:
+            self.teacher.close()
+
+    def new_student(self) -> Student:
+        """The student as it was before any training; the same one every time."""
+        chosen = self.recipe.student
+        if chosen.model is not None:
+            return Student(
+                chosen.model, device=self.device, revision=chosen.revision, trust_remote_code=chosen.trust_remote_code
+            )
+        return Student.from_config(
+            chosen.config or {}, self.plan.student_tokenizer, seed=self.recipe.seed, device=self.device
+        )
+
+    def renderer(self, *, tokenizer: Any = None) -> Renderer:
+        """A renderer as the recipe asks for, by default with the student's tokenizer."""
+        return Renderer(tokenizer or self.plan.student_tokenizer, self.plan.max_length, **render_settings(self.recipe))
+
+    def read(self, source: Source) -> list[Example]:
+        """Examples of a source; one that the teacher writes is written now."""
+        if source.synthesizer is None:
+            return read_source(source)
+        renderer = self.renderer(tokenizer=self.teacher.tokenizer)
+        return source.synthesizer.build("synthesizer").synthesize([], self.teacher, renderer)
+
+    def examples(self, name: str) -> list[Example]:
+        """A data file of the run, as the data stage left it."""
+        return list(read_examples(self.path / "data" / f"{name}.jsonl"))
+
+    def rendered(self, name: str, record: StageRecord) -> list[Rendered]:
+        """A data file of the run as tokens; what happened on the way is recorded as a choice."""
+        renderer = self.renderer()
+        rendered = renderer.render(self.examples(name))
+        for notice, count in renderer.notices.items():
+            record.choose(f"{name} data", f"{count} {notice}", f"data.overflow is {self.recipe.data.overflow}")
+        return rendered
+
+    def batches(self, rendered: Sequence[Rendered]) -> Batches:
+        """The training stream."""
+        train = self.recipe.train
+        return Batches(rendered, tokens_per_batch=train.tokens_per_step // train.accumulate, seed=self.recipe.seed)
+
+    def heldout(self, name: str = "heldout", limit: int | None = None) -> Heldout:
+        """A held-out data set, rendered for all evaluators and models alike."""
+        renderer = self.renderer()
+        examples = self.examples(name)[:limit]
+        return Heldout("" if name == "heldout" else name, examples, renderer.render(examples), renderer)
+
+    def model(self, role: str) -> CausalLM:
+        """One of the four models that a run evaluates."""
+        if role == "teacher":
+            if self.teacher.lm is None:
+                raise RecipeError("This teacher is not in this process, so it cannot be evaluated beside its student.")
+            return self.teacher.lm
+        if role == "student_before":
+            return self.new_student().lm
+        return CausalLM.load(str(self.path / role), device=self.device)
+
+
+def render_settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's settings of `Renderer`."""
+    roles = frozenset(Role[name.upper()] for name in recipe.data.train_on)
+    return {"train_on": roles, "overflow": recipe.data.overflow}
+
+
+def choose_device(wanted: str) -> tuple[str, str]:
+    """The device and the reason for it.
+
+    Raises:
+        RecipeError: the recipe names a device that is not there.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return "cuda", f"an accelerator is there: {torch.cuda.get_device_name()}"
+        return "cpu", "no accelerator is there"
+    with suppress(RuntimeError):
+        torch.empty(1, device=wanted)
+        return wanted, "asked for by the recipe"
+    raise RecipeError(
+        f"The recipe asks for device {wanted!r}, which is not there. Use auto, cpu, or install a torch build for it."
+    )
