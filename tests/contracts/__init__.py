@@ -1,0 +1,1 @@
+"""Contracts: what every component of a family must keep, run over whatever the registry finds."""

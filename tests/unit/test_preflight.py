@@ -1,0 +1,42 @@
+"""Needs against provides, before anything heavy loads (contract C5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from stillhouse.errors import NeedsError
+from stillhouse.objectives.cross_entropy import CrossEntropy
+from stillhouse.objectives.forward_kl import ForwardKL
+from stillhouse.preflight import match_needs
+from stillhouse.synthesis.teacher_text import TeacherText
+from stillhouse.teachers.base import Teacher, TeacherSession
+
+
+@dataclass(frozen=True)
+class TextOnly(Teacher):
+    """What a closed server is."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def open(self, device: str = "cpu") -> TeacherSession:
+        raise AssertionError("a check must not open the teacher")
+
+    def load_tokenizer(self) -> Any:
+        raise AssertionError("not needed here")
+
+    def load_config(self) -> None:
+        return None
+
+
+def test_a_divergence_is_refused_where_there_is_only_text() -> None:
+    with pytest.raises(NeedsError, match=r"forward_kl needs the teacher's distribution") as caught:
+        match_needs(TextOnly(), [ForwardKL()])
+    assert "provides text" in str(caught.value)
+    assert "cross_entropy" in str(caught.value)  # the way out
+
+
+def test_text_is_enough_for_what_needs_text_alone() -> None:
+    match_needs(TextOnly(), [CrossEntropy(), TeacherText(count=1)])
