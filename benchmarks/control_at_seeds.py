@@ -2,7 +2,8 @@
 
     python benchmarks/control_at_seeds.py quickstart --seeds 0 1 2 --json
 
-Every run trains student and control on the same batches; the difference on the headline metric is paired by held-out example.
+Every run trains student and control on the same batches; the difference on the headline metric is paired by held-out
+example.
 """
 
 from __future__ import annotations

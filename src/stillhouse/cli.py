@@ -260,6 +260,8 @@ def main() -> None:
     try:
         app()
     except StillhouseError as error:
+        if "--json" in sys.argv:
+            typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}, ensure_ascii=False))
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -50,7 +50,7 @@ class Example:
         return "prompt" if self.prompt is not None else "text"
 
     def to_json(self) -> str:
-        """One line of JSON without the fields that are absent; what JSON does not know in `meta` (a date) becomes text."""
+        """One line of JSON without absent fields; what JSON does not know in `meta` (a date) becomes text."""
         return json.dumps(
             {k: v for k, v in asdict(self).items() if v not in (None, {})}, ensure_ascii=False, default=str
         )

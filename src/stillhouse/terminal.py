@@ -77,6 +77,8 @@ def number(value: float | None) -> str:
 
 def verdict(comparison: Mapping[str, Any]) -> str:
     """A paired difference in words, such as `+0.12 [+0.08, +0.16], resolved`."""
+    if comparison["low"] is None:
+        return f"{comparison['difference']:+.4g}, from one example alone"
     word = "resolved" if comparison["resolved"] else f"unresolved (this test could see {number(comparison['mde'])})"
     interval = f"[{comparison['low']:+.4g}, {comparison['high']:+.4g}]"
     return f"{comparison['difference']:+.4g} {interval}, n = {comparison['n']:,}, {word}"
@@ -213,7 +215,9 @@ def run_facts(folder: Path) -> tuple[dict[str, Any], str]:
     """What a run folder holds: its stages, its bill, and whether it is whole."""
     run = RunFolder(folder)
     recipe = run.recipe()
-    stages = {r.name: {"seconds": round(r.seconds, 1), "cost": r.cost} for r in run.stage_records()}
+    stages: dict[str, dict[str, Any]] = {
+        r.name: {"seconds": round(r.seconds, 1), "cost": r.cost} for r in run.stage_records()
+    }
     whole = (folder / "manifest.json").exists()
     facts = {"run": str(folder), "recipe": recipe.name, "whole": whole, "stages": stages}
     rows = [

@@ -149,3 +149,17 @@ def test_errors_reach_the_user_as_a_sentence(tmp_path: Path) -> None:
     assert "Did you mean 'quickstart'?" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_with_json_an_error_is_an_object_too(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "stillhouse", "check", "quickstrat", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["kind"] == "RecipeError"

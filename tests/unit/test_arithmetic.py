@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 
 from stillhouse.data.arithmetic import Problem, combination_split, generate, row, shape_ids
-from stillhouse.data.arithmetic_shapes import BLOCKS, read_block, shape_split
+from stillhouse.data.arithmetic_shapes import BLOCKS, read_block
 
 OPERATIONS = {
     "+": lambda left, right: left + right,
@@ -57,12 +57,12 @@ def test_every_operand_comes_from_the_question_or_an_earlier_step(problems: tupl
 
 def test_equations_written_in_the_solution_are_true(problems: tuple[str, list[Problem]]) -> None:
     for problem in problems[1]:
-        equations = re.findall(r"(\d+) ([-+*/]) (\d+)((?: = \d+(?: \+ \d+)?)+)", problem.solution)
+        equations = re.findall(r"(\d+) ([-+*/]) (\d+)((?: = \d+(?: [-+] \d+)?)+)", problem.solution)
         assert len(equations) == len(problem.steps)
         for (left, op, right, rest), step in zip(equations, problem.steps, strict=True):
             assert (int(left), op, int(right)) == (step.left, step.op, step.right)
             for side in rest.split(" = ")[1:]:
-                assert sum(map(int, side.split(" + "))) == step.result
+                assert sum(map(int, side.replace(" - ", " + -").split(" + "))) == step.result
 
 
 def test_number_combinations_and_shapes_stay_in_their_split(problems: tuple[str, list[Problem]]) -> None:
@@ -81,22 +81,22 @@ def test_splits_share_no_shape_and_each_category_has_both() -> None:
     train, heldout = shape_ids("train"), shape_ids("heldout")
     assert not train & heldout
     for category in BLOCKS:
-        held = sum(shape_id.rpartition("-")[0] == category for shape_id in heldout)
-        assert 0.1 < held / len(read_block(category)) < 0.25
+        texts = {split: {text for _, text, s in read_block(category) if s == split} for split in ("train", "heldout")}
+        assert not texts["train"] & texts["heldout"]
+        assert 0.1 < len(texts["heldout"]) / len(read_block(category)) < 0.25
 
 
-def test_there_are_hundreds_of_distinct_shapes() -> None:
-    texts = [text for category in BLOCKS for _, text in read_block(category)]
-    assert len(set(texts)) >= 300
+def test_there_are_hundreds_of_distinct_clauses_and_thousands_of_shapes() -> None:
+    shapes = [text for category in BLOCKS for _, text, _ in read_block(category)]
+    assert len({part.strip() for block in BLOCKS.values() for part in block.split("|")}) >= 300
+    assert len(set(shapes)) == len(shapes) >= 2000
 
 
 def test_words_of_heldout_shapes_are_known_from_train_shapes() -> None:
-    texts: dict[str, list[str]] = {"train": [], "heldout": []}
-    for category in BLOCKS:
-        for position, (_, text) in enumerate(read_block(category)):
-            texts[shape_split(position)].append(text)
-    assert words(texts["heldout"]) <= words(texts["train"])
-    assert not set(texts["heldout"]) & set(texts["train"])
+    shapes = [(text, split) for category in BLOCKS for _, text, split in read_block(category)]
+    assert words([t for t, split in shapes if split == "heldout"]) <= words(
+        [t for t, split in shapes if split == "train"]
+    )
 
 
 def test_about_one_combination_in_eight_is_heldout_and_none_of_the_times_table() -> None:

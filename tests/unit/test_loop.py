@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.data.batching import Batches, TokenSlice
+from stillhouse.data.batching import Batches, TokenBatch, TokenSlice
 from stillhouse.errors import NeedsError, TrainingDivergedError
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
@@ -111,6 +111,42 @@ def test_teacher_settings_are_opened_on_the_students_device(make_student: Any, b
     batches.load_state_dict({"epoch": 0, "position": 0})
     session = HFSession(make_student(seed=2).lm)
     assert next(train(make_student(seed=1), batches, session, objectives, steps=1)).loss == opened.loss
+
+
+class _Silent(HFSession):
+    """Has text to offer and no distribution."""
+
+    def score(self, batch: TokenBatch) -> Any:
+        return _Text()
+
+
+class _Text(Signal):
+    provides: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def select(self, rows_N: Tensor) -> _Text:
+        return self
+
+
+def test_teacher_that_says_too_little_never_turns_one_objective_into_another(
+    make_student: Any, batches: Batches
+) -> None:
+    student = make_student(seed=1)
+    before = weights(student)
+    with pytest.raises(NeedsError, match="needs the teacher's distribution; _Text provides text"):
+        next(train(student, batches, _Silent(make_student(seed=2).lm), [ForwardKL()], steps=1))
+    assert unchanged(before, student)
+
+
+def test_an_update_is_made_in_training_mode_whatever_came_before(make_student: Any, batches: Batches) -> None:
+    """Evaluation between two updates leaves the model in evaluation mode; dropout must be on again."""
+    student = make_student(seed=1, attention_dropout=0.5)
+    losses = []
+    for _ in range(2):
+        student.lm.model.eval()
+        batches.load_state_dict({"epoch": 0, "position": 0})
+        losses.append(next(train(student, batches, None, [CrossEntropy()], steps=1, optim=Optim(lr=1e-12))).loss)
+        assert student.lm.model.training
+    assert losses[0] != losses[1]
 
 
 # When it goes wrong.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
 
-from stillhouse.data.arithmetic_shapes import BLOCKS, read_block, shape_split
+from stillhouse.data.arithmetic_shapes import BLOCKS, read_block
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ OWNED = (
 @cache
 def shapes_of(category: str, split: Split) -> tuple[tuple[str, str], ...]:
     """The ``(id, text)`` pairs of one category and split."""
-    return tuple(s for position, s in enumerate(read_block(category)) if shape_split(position) == split)
+    return tuple((name, text) for name, text, belongs in read_block(category) if belongs == split)
 
 
 @cache
@@ -126,7 +126,7 @@ def combination_split(left: int, op: Op, right: int) -> Split:
 
 
 def shape_ids(split: Split) -> frozenset[str]:
-    """Ids of every sentence shape of one split, such as ``"gain-07"``."""
+    """Ids of every sentence shape of one split, such as ``"gain-07-2"``."""
     return frozenset(shape_id for category in BLOCKS for shape_id, _ in shapes_of(category, split))
 
 

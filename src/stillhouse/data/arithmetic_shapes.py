@@ -1,12 +1,13 @@
 """Sentence shapes of the worded-arithmetic generator (data only).
 
-Every block of :data:`BLOCKS` lists the sentence shapes of one category, separated by ``|``. A shape's id is the
-category and its position (``gain-07``), and the position decides its split (:func:`shape_split`): append new shapes at
-the end of a block, since inserting one would move the others to another split.
+Every block of :data:`BLOCKS` lists the clauses of one category, separated by ``|``; a sentence shape is a clause in a
+frame ("Later, ..."). A shape's id is its category, clause and frame (``gain-07-2``), whose numbers decide its split
+(:func:`read_block`): append at the end of a block, since inserting would move the others to another split.
 
-Placeholders: ``{who}`` the current owner, ``{other}`` a person not named before, ``{items}``/``{item}`` the unit, ``{new}``/``{new1}`` the unit after the sentence, ``{boxes}``/``{box}`` a
-container, ``{n}``/``{m}`` numbers, ``{k}`` a small factor, ``{times}`` "twice" or "4 times", ``{part}`` "half" or "one
-third", ``{place}`` a place, ``{stuff}`` an unrelated unit.
+Placeholders: ``{who}`` the owner, ``{other}`` a person not named before, ``{items}``/``{item}`` the unit,
+``{new}``/``{new1}`` the unit after the sentence, ``{boxes}``/``{box}`` a container, ``{n}``/``{m}`` numbers, ``{k}`` a
+small factor, ``{times}`` "twice" or "4 times", ``{part}`` "half" or "one third", ``{place}`` a place, ``{stuff}`` an
+unrelated unit.
 """
 
 HELDOUT_EVERY, HELDOUT_AT = 6, 3
@@ -112,7 +113,7 @@ BLOCKS: dict[str, str] = {
 {who} earns {n} {items}. | {who} gets {n} {items} for a job. | {who} is paid {n} {items} for work at the {place}.
 | {who} earns {n} more {items} at the {place}. | {other} pays {who} {n} {items}.
 | {who} finds {n} {items} on the street. | {who} wins {n} {items}. | A job brings {who} {n} more {items}.
-| {other} gives {who} {n} {items} for work. | For work, {other} pays {n} {items} to {who}.
+| {other} gives {who} {n} {items} for a job. | For work, {other} pays {n} {items} to {who}.
 | {who} saves another {n} {items}. | {who} gets {n} {items} as a gift. | {other} sends {n} {items} to {who}.
 | A gift of {n} {items} comes from {other}. | {who} is given {n} more {items}. | {who} is paid {n} {items} by {other}.
 | {who} sells a lamp for {n} {items}. | At the {place}, {who} sells a coat for {n} {items}.
@@ -208,12 +209,36 @@ How many {items} does {who} have now? | How many {items} does {who} have? | How 
 }
 
 
-def shape_split(position: int) -> str:
-    """Split of the shape at ``position`` of its block: one in six is ``"heldout"``, the others ``"train"``."""
-    return "heldout" if position % HELDOUT_EVERY == HELDOUT_AT else "train"
+# What may stand before a clause. A sentence shape is a clause in a frame; the first frame is none.
+_STORY_FRAMES = (
+    "", "Then ", "Later, ", "After that, ", "The next day, ", "In the afternoon, ", "That evening, ", "Soon after, ",
+    "A week later, ", "On Friday, ", "Some time later, ", "Next, ",
+)  # fmt: skip
+_OPEN_FRAMES = ("", "One day, ", "On Sunday, ", "This morning, ", "To begin with, ", "Today, ", "Here is a story: ")
+_ASK_FRAMES = ("", "So, ", "Here is the question: ", "Now, ", "Think about it: ", "To finish, ", "Please answer: ")
+_NOISE_FRAMES = ("", "By the way, ", "Meanwhile, ", "Also, ", "As it happens, ", "It is also true that ")
+_TIMED = ("Then", "Later", "After", "Now", "Soon", "By", "In the", "On Monday", "At first", "When", "At the start")
+"""Beginnings of clauses that say themselves when they happen, so that no frame is put before them."""
 
 
-def read_block(category: str) -> tuple[tuple[str, str], ...]:
-    """The ``(id, text)`` pairs of one category, in order; raises ``KeyError`` for an unknown category."""
-    texts = (" ".join(part.split()) for part in BLOCKS[category].split("|"))
-    return tuple((f"{category}-{position:02d}", text) for position, text in enumerate(texts))
+def read_block(category: str) -> tuple[tuple[str, str, str], ...]:
+    """The ``(id, text, split)`` of every sentence shape of one category; raises ``KeyError`` for an unknown category.
+
+    A clause is heard in both splits, its shapes are not: of the frames of each clause one in six is ``"heldout"``. A
+    clause without frames is ``"train"``, because a sentence never heard in any form cannot be understood.
+    """
+    shapes = []
+    for position, part in enumerate(BLOCKS[category].split("|")):
+        clause = " ".join(part.split())
+        frames = ("",) if clause.startswith(_TIMED) else _frames(category)
+        for place, frame in enumerate(frames):
+            split = "heldout" if len(frames) > 1 and (position + place) % HELDOUT_EVERY == HELDOUT_AT else "train"
+            text = frame + (clause[0].lower() + clause[1:] if frame else clause)
+            shapes.append((f"{category}-{position:02d}-{place}", text, split))
+    return tuple(shapes)
+
+
+def _frames(category: str) -> tuple[str, ...]:
+    if category.startswith("open"):
+        return _OPEN_FRAMES
+    return {"ask": _ASK_FRAMES, "noise": _NOISE_FRAMES}.get(category, _STORY_FRAMES)

@@ -125,14 +125,22 @@ class _Story:
 
 
 def _written(step: Step) -> str:
-    """The equation as a solution shows it; a product or quotient of two digits or more goes through its tens."""
-    if step.op not in "*/" or max(step.left if step.op == "*" else step.result, step.right) <= 10:
+    """The equation as a solution shows it: what has two digits on both sides goes through its tens.
+
+    ``56 + 28 = 70 + 14 = 84``, ``84 - 28 = 64 - 8 = 56``, ``38 * 3 = 90 + 24 = 114``, ``66 / 6 = 10 + 1 = 11``.
+    """
+    left, right, ones = step.left, step.right, step.right % 10
+    if step.op == "+" and min(left, right) > 10 and left % 10 and ones:
+        between = f"{left + right - left % 10 - ones} + {left % 10 + ones}"
+    elif step.op == "-" and right > 10 and ones:
+        between = f"{left - right + ones} - {ones}"
+    elif step.op == "*" and left > 10 and left % 10:
+        between = f"{left // 10 * 10 * right} + {left % 10 * right}"
+    elif step.op == "/" and step.result > 10 and step.result % 10:
+        between = f"{step.result // 10 * 10} + {step.result % 10}"
+    else:
         return str(step)
-    ones = (step.left if step.op == "*" else step.result) % 10
-    if ones == 0:
-        return str(step)
-    low = ones * step.right if step.op == "*" else ones
-    return f"{step.left} {step.op} {step.right} = {step.result - low} + {low} = {step.result}"
+    return f"{left} {step.op} {right} = {between} = {step.result}"
 
 
 def _open(story: _Story, steps: int) -> None:

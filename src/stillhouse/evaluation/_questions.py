@@ -76,7 +76,9 @@ def place_of(question: Question, choices: Sequence[str]) -> int:
     text = str(gold).strip()
     if text in offered:
         return offered.index(text)
-    place = gold if isinstance(gold, int) else _LETTERS.find(text.upper()) if len(text) == 1 else -1
+    place = _LETTERS.find(text.upper()) if len(text) == 1 else -1
+    if isinstance(gold, int) and not isinstance(gold, bool):  # true is no second choice
+        place = gold
     if not 0 <= place < len(choices):
         raise DataError(
             f"Example {question.example.id!r} has the answer {gold!r}, which is none of its choices "

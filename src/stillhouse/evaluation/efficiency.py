@@ -23,7 +23,7 @@ class Efficiency(Evaluator):
     `prefill_tokens_per_second` is how fast it reads a batch of prompts, `decode_tokens_per_second` how fast it writes
     to all of them together, one token each at a time, from short prompts. Both are means over trials after one that
     warms up, with the standard error over trials. `bytes` is what the weights take on disk as safetensors, tied ones
-    once. `peak_memory_bytes` is, on an accelerator, the most that the model and its work have allocated there; on a
+    once. `peak_memory_bytes` is, on CUDA, the most that the model and its work have allocated there; on a
     CPU, the peak of a fresh process that loads the model and writes, Python and PyTorch included.
 
     Attributes:
@@ -74,8 +74,8 @@ class Efficiency(Evaluator):
                 "prefill_tokens_per_second": self._speed(work.read, self.batch_size * prompt, model.device),
                 "decode_tokens_per_second": self._speed(work.write, self.batch_size * new, model.device),
             }
-            if self.memory:
-                found["peak_memory_bytes"] = _exact(_peak_memory(work))
+            if self.memory and (peak := _peak_memory(work)) is not None:
+                found["peak_memory_bytes"] = _exact(peak)
         return Result(estimates=found)
 
     def _speed(self, job: Callable[[], object], tokens: int, device: torch.device) -> Estimate:
@@ -129,14 +129,18 @@ def _exact(count: int) -> Estimate:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Accelerators work on while Python goes ahead; what is timed must have ended."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
-def _peak_memory(work: _Work) -> int:
+def _peak_memory(work: _Work) -> int | None:
+    """Bytes; None on accelerators other than CUDA's, which do not say."""
     device = work.model.device
-    if device.type != "cuda":
+    if device.type == "cpu":
         return peak_of_own_process(work.model, Load(*work.tokens_BT.shape, work.new))
+    if device.type != "cuda":
+        return None
     _wait(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -20,8 +20,8 @@ class Likelihood(Evaluator):
     text behind those tokens, `-sum log2 q / bytes` (Gao et al. 2020, arXiv 2101.00027, section 3.1): two models that
     cut text into different tokens can be compared by it. The end token costs bits and stands for no byte.
 
-    >>> from stillhouse.evaluation.base import Heldout  # doctest: +SKIP
-    >>> Likelihood().evaluate(student.lm, Heldout("", rows, renderer.render(rows), renderer), None)  # doctest: +SKIP
+    >>> Likelihood().metrics()["bits_per_byte"]
+    Metric(title='Bits per byte', unit='bits/byte', better='lower')
     """
 
     def metrics(self) -> Mapping[str, Metric]:
