@@ -270,7 +270,7 @@ class CausalLM:
         pad = (
             self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
         )
-        with self.inference(), torch.random.fork_rng(devices=[]):
+        with self.inference(), torch.random.fork_rng(devices=self._accelerators()):
             torch.manual_seed(sampling.seed)
             for start in range(0, len(order), sampling.batch_size):
                 chosen = order[start : start + sampling.batch_size]
@@ -284,6 +284,10 @@ class CausalLM:
                 written = self._generate(tokens, real, sampling, pad)[:, width:].tolist()
                 for i, ids in zip(chosen, written, strict=True):
                     yield i, self._until_end(ids)
+
+    def _accelerators(self) -> list[torch.device]:
+        """Devices whose random state a draw touches besides the processor's."""
+        return [self.device] if self.device.type == "cuda" else []
 
     def _generate(self, tokens: Tensor, real: Tensor, sampling: Sampling, pad: int) -> Tensor:
         room = self.context - tokens.shape[1]

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from stillhouse.errors import NeedsError
+from stillhouse.errors import NeedsError, RecipeError
 from stillhouse.evaluation.base import Evaluator
 from stillhouse.models import load_config, load_tokenizer
 from stillhouse.objectives.base import Objective
@@ -68,6 +68,7 @@ def make_plan(recipe: Recipe) -> Plan:
     sources = [recipe.data.train, recipe.data.heldout, *recipe.data.out_of_domain.values()]
     writers = [*steps, *(s.synthesizer.build("synthesizer") for s in sources if s.synthesizer is not None)]
     match_needs(teacher, [*objectives, *evaluators, *writers])
+    _refuse_twins(evaluators)
     teacher_tokenizer = teacher.load_tokenizer()
     student_tokenizer, config = _student(recipe, teacher_tokenizer)
     token_by_token = [name_of(c) for c in (*objectives, *evaluators) if "distribution" in c.needs]
@@ -110,6 +111,17 @@ def match_needs(teacher: Teacher, components: Iterable[Objective | Evaluator | S
                 "objectives that "
                 f"this one can serve: {', '.join(usable)}."
             )
+
+
+def _refuse_twins(evaluators: Iterable[Evaluator]) -> None:
+    """Two evaluators may not give the same metric: the second would overwrite the first."""
+    seen: set[str] = set()
+    for evaluator in evaluators:
+        for metric in evaluator.metrics():
+            full = f"{name_of(evaluator)}.{metric}"
+            if full in seen:
+                raise RecipeError(f"evaluate names {full} twice. Give one of the two another name: ... {{name: ...}}.")
+            seen.add(full)
 
 
 def _student(recipe: Recipe, teacher_tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, Any]:

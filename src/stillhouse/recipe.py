@@ -162,6 +162,7 @@ class TrainSection(Section):
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; none leaves it alone")
     weight_decay: float = Field(0.0, ge=0)
     beta2: float = Field(0.999, gt=0, lt=1)
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns faster from scratch")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     chunk: int | None = Field(None, ge=1, description="tokens whose logits exist at once; none chooses")
     evaluate_every: int | None = Field(None, ge=1)

@@ -67,7 +67,12 @@ def _collect_lines(node: yaml.Node, place: KeyPath, lines: dict[KeyPath, int]) -
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             inner = (*place, key.value)
-            lines[inner] = key.start_mark.line + 1
+            line = key.start_mark.line + 1
+            if inner in lines:
+                raise RecipeError(
+                    f"The key {key.value!r} stands twice, on the lines {lines[inner]} and {line}. Keep one."
+                )
+            lines[inner] = line
             _collect_lines(value, inner, lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):

@@ -5,6 +5,7 @@ A stage whose inputs have not changed is skipped, and says so; `run` is nothing 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from stillhouse.workshop import Progress, Workshop, silent
 _CADENCE_EXAMPLES = 100
 """Held-out examples of the evaluations during training: enough for a curve, cheap enough to draw one."""
 
+_CADENCE = "on-the-way"
 _FIRST_TOKENS = 16
 """Of a held-out text, what the models are given to continue for the side-by-side samples."""
 
@@ -197,7 +199,9 @@ def _train_to_the_end(
     torch.manual_seed(recipe.seed)
     student = shop.new_student()
     batches = shop.batches(shop.rendered(source, record))
-    optim = Optim(**settings.model_dump(include={"lr", "warmup", "schedule", "clip", "weight_decay", "beta2"}))
+    optim = Optim(
+        **settings.model_dump(include={"lr", "warmup", "schedule", "clip", "weight_decay", "beta2", "optimizer"})
+    )
     compute = Compute(accumulate=settings.accumulate, chunk=_chunk(shop, record), autocast=_precision(shop, record))
     state = TrainState(student, optim.build(student.lm.model), batches)
     saved = shop.path / "checkpoints" / f"{role}-{record.fingerprint}"
@@ -269,7 +273,8 @@ class _Cadence:
     def __init__(self, shop: Workshop, role: str) -> None:
         self.shop, self.role = shop, role
         self.every = shop.recipe.train.evaluate_every
-        self.data = shop.heldout(limit=_CADENCE_EXAMPLES) if self.every else None
+        data = shop.heldout(limit=_CADENCE_EXAMPLES) if self.every else None
+        self.data = data and dataclasses.replace(data, name=_CADENCE)
 
     def after(self, step: Step) -> None:
         if self.data is None or not self.every or step.number % self.every:
@@ -278,7 +283,8 @@ class _Cadence:
         for evaluator in self.shop.plan.evaluators:
             if not evaluator.once:
                 _measure(evaluator, step.state.student.lm, self.data, None, measured)
-        values = {name: estimate.value for name, estimate in measured.values().items()}
+        # The data bears a name here so that tasks with data of their own, measured in full, stay out of it.
+        values = {name.removeprefix(f"{_CADENCE}:"): e.value for name, e in measured.values().items()}
         self.shop.folder.log({"model": self.role, "step": step.number, "evaluation": values})
 
 
@@ -297,6 +303,7 @@ def _evaluate(shop: Workshop, outcome: Outcome) -> None:
             else shop.recipe.model_dump(mode="json", include={"teacher", "student", "seed"}),
             "data": (shop.folder.stage_record("data") or StageRecord("data", "")).out,
             "samples": shop.recipe.samples,
+            "files": _task_files(shop.recipe),
         }
         with shop.folder.stage(f"evaluate-{role}", inputs) as (_, done):
             if done:
@@ -309,6 +316,14 @@ def _evaluate(shop: Workshop, outcome: Outcome) -> None:
     _write_samples(shop, results)
 
 
+def _task_files(recipe: Recipe) -> dict[str, str]:
+    """Fingerprints of the files that evaluators read themselves."""
+    paths = [
+        item.settings["data"].get("path") for item in recipe.evaluate if isinstance(item.settings.get("data"), dict)
+    ]
+    return {path: fingerprint_file(Path(path)) for path in paths if path and Path(path).is_file()}
+
+
 def _evaluate_model(shop: Workshop, role: str) -> ModelResult:
     model = shop.model(role)
     measured = ModelResult()
@@ -317,8 +332,9 @@ def _evaluate_model(shop: Workshop, role: str) -> ModelResult:
         for evaluator in shop.plan.evaluators:
             if name == "heldout" or not evaluator.once:
                 _measure(evaluator, model, data, shop.teacher.lm, measured)
-    if not measured.outputs and shop.recipe.samples:
-        measured.outputs = _continuations(model, shop.heldout(limit=shop.recipe.samples))
+    shown = shop.heldout(limit=shop.recipe.samples)
+    if shop.recipe.samples and not any(example.id in measured.outputs for example in shown.examples):
+        measured.outputs |= _continuations(model, shown)
     return measured
 
 

@@ -163,3 +163,11 @@ def test_with_json_an_error_is_an_object_too(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["kind"] == "RecipeError"
+
+
+def test_a_key_that_stands_twice(recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(yaml.safe_dump(recipe) + "train: {steps: 2}\n")
+    result = CliRunner().invoke(app, ["check", str(path)])
+    assert isinstance(result.exception, StillhouseError)
+    assert "stands twice" in str(result.exception)

@@ -40,3 +40,13 @@ def test_a_divergence_is_refused_where_there_is_only_text() -> None:
 
 def test_text_is_enough_for_what_needs_text_alone() -> None:
     match_needs(TextOnly(), [CrossEntropy(), TeacherText(count=1)])
+
+
+def test_two_evaluators_may_not_give_one_metric() -> None:
+    from stillhouse.errors import RecipeError
+    from stillhouse.evaluation.tasks import Tasks
+    from stillhouse.preflight import _refuse_twins
+
+    _refuse_twins([Tasks(), Tasks(name="other")])
+    with pytest.raises(RecipeError, match=r"tasks\.accuracy twice"):
+        _refuse_twins([Tasks(), Tasks()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 from stillhouse.data.arithmetic_shapes import BLOCKS, read_block
 
@@ -42,7 +42,7 @@ Split = Literal["train", "heldout"]
 LARGEST = 100
 PARTS = {2: "half", 3: "one third", 4: "one quarter", 5: "one fifth"}
 _FACTORS = range(2, 6)
-_TABLE = 10  # products and quotients up to this factor are the times table: known by heart, so never held out
+_TABLE = 10  # the times table up to here is known by heart, so never held out
 _HELDOUT_COMBINATIONS = 8  # one combination in this many is held out
 
 
@@ -113,13 +113,16 @@ def shapes_of(category: str, split: Split) -> tuple[tuple[str, str], ...]:
 def combination_split(left: int, op: Op, right: int) -> Split:
     """Split of a number combination, by a hash that is the same in every process (about 1 in 8 is ``"heldout"``).
 
-    The times table up to 10 is always ``"train"``: larger products are worked out from it, it from nothing.
+    A pair of numbers is held out from all operations at once: were 61 + 38 held out and 61 - 38 not, a model could
+    learn that 61 and 38 are for subtracting. The times table up to 10, with its divisions, is always ``"train"``:
+    larger products are worked out from it, it from nothing.
 
     Example: ``combination_split(12, "+", 7)``.
     """
-    if (op == "*" and left <= _TABLE) or (op == "/" and left <= _TABLE * right):
+    low, high = sorted((left, right))
+    if high <= _TABLE or (low and high % low == 0 and high // low <= _TABLE):
         return "train"
-    mixed = ((left * 1009 + right) * 4 + get_args(Op).index(op) + 1) * 0x9E3779B97F4A7C15 % 2**64
+    mixed = (high * 1009 + low + 1) * 0x9E3779B97F4A7C15 % 2**64
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
     return "heldout" if (mixed >> 40) % _HELDOUT_COMBINATIONS == 0 else "train"
