@@ -24,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stillhouse.data.arithmetic import Problem, generate
+from stillhouse.training.muon import Muon
 
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
 # operators with their spaces are one token, every digit is its own token
@@ -117,44 +118,10 @@ def collate(rows: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, 
     return ids, targets
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised, for weight matrices; in float32, unlike the one in PyTorch."""
-
-    def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self) -> None:  # ty: ignore[incompatible-method-override]
-        """Update every matrix from its gradient; matrices of one shape are orthogonalised together."""
-        for group in self.param_groups:
-            shapes = defaultdict(list)
-            for param in group["params"]:
-                buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
-                buffer.lerp_(param.grad, 1 - group["momentum"])
-                update = param.grad.lerp(buffer, group["momentum"])
-                wide = update if param.shape[0] <= param.shape[1] else update.T
-                shapes[tuple(wide.shape)].append((param, wide))
-            for (rows, columns), pairs in shapes.items():
-                updates = orthogonalise(torch.stack([wide for _, wide in pairs]))
-                for (param, _), update in zip(pairs, updates, strict=True):
-                    update = update if param.shape[0] <= param.shape[1] else update.T
-                    param.mul_(1 - group["lr"] * 0.01)
-                    param.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(rows, columns)))
-
-
-def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
-    """Move the singular values of each matrix (count, rows, columns) towards 1 by Newton-Schulz iterations."""
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x
-
-
-def optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+def build_optimizer(model: LlamaForCausalLM, args: argparse.Namespace) -> Muon:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    return [Muon(matrices, lr=args.lr), torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)]
+    return Muon(matrices, others, lr=args.lr, weight_decay=0.01)
 
 
 def rate(step: int, args: argparse.Namespace) -> float:
@@ -187,20 +154,19 @@ def summary(marks: dict[int, list]) -> dict[str, float]:
     return result | {f"steps_{n}": sum(part) / len(part) for n, part in sorted(marks.items())}
 
 
-def save_checkpoint(path: Path, model: LlamaForCausalLM, optims: list, step: int, seconds: float, tokens: int) -> None:
-    state = {"model": model.state_dict(), "optims": [o.state_dict() for o in optims]}
+def save_checkpoint(path: Path, model: LlamaForCausalLM, optim: Muon, step: int, seconds: float, tokens: int) -> None:
+    state = {"model": model.state_dict(), "optim": optim.state_dict()}
     torch.save(state | {"step": step, "seconds": seconds, "tokens": tokens}, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
 
 
 def train(args: argparse.Namespace, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    optims, checkpoint = optimizers(model, args), args.scratch / "checkpoint.pt"
+    optim, checkpoint = build_optimizer(model, args), args.scratch / "checkpoint.pt"
     step, seconds, tokens, running = 0, 0.0, 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        for optim, saved in zip(optims, state["optims"], strict=True):
-            optim.load_state_dict(saved)
+        optim.load_state_dict(state["optim"])
         step, seconds, tokens = state["step"], state["seconds"], state["tokens"]
     stream, started = batches(args, tokenizer, step), time.monotonic() - seconds
     while step < args.steps:
@@ -211,18 +177,17 @@ def train(args: argparse.Namespace, model: LlamaForCausalLM, tokenizer: PreTrain
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden), targets.flatten()[places])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optim in optims:
-            for group in optim.param_groups:
-                group["lr"] = rate(step, args)
-            optim.step()
-            optim.zero_grad()
+        for group in optim.param_groups:
+            group["lr"] = rate(step, args)
+        optim.step()
+        optim.zero_grad()
         step, tokens = step + 1, tokens + ids.numel()
         running = loss.item() if running == 0 else 0.95 * running + 0.05 * loss.item()
         seconds = time.monotonic() - started
         if step % 50 == 0:
             print(f"step {step} loss {running:.4f} tokens {tokens} seconds {seconds:.0f}", flush=True)
         if step % args.every == 0 or step == args.steps:
-            save_checkpoint(checkpoint, model, optims, step, seconds, tokens)
+            save_checkpoint(checkpoint, model, optim, step, seconds, tokens)
             for split in ("heldout", "train"):
                 marks = accuracy(model, tokenizer, list(generate(args.probe, seed=EVAL_SEED, split=split)))
                 print(f"step {step} {split} {json.dumps(summary(marks))}", flush=True)
@@ -254,7 +219,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 def write_card(args: argparse.Namespace, parameters: int, cost: dict[str, float]) -> None:
     lines = []
     for split, numbers in evaluate(args).items():
-        shares = " | ".join(f"{numbers[f'steps_{n}']:.1%}" for n in (2, 3, 4))
+        shares = " | ".join(f"{numbers.get(f'steps_{n}', math.nan):.1%}" for n in (2, 3, 4))
         lines.append(f"| {split} | {numbers['n']} | {numbers['accuracy']:.1%} | {numbers['stderr']:.1%} | {shares} |")
     template = Path(__file__).with_name("embedded_teacher_card.md").read_text(encoding="utf-8")
     text = template.format(**vars(args), **cost, parameters=parameters, eval_seed=EVAL_SEED + 1, table="\n".join(lines))
@@ -265,11 +230,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("src/stillhouse/assets/teacher"))
     parser.add_argument("--scratch", type=Path, required=True, help="folder for the checkpoint of the run")
-    parser.add_argument("--steps", type=int, default=8000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=10_000, help="optimiser steps")
     parser.add_argument("--batch", type=int, default=32, help="problems a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=0.005)
+    parser.add_argument("--lr", type=float, default=0.006)
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--every", type=int, default=400, help="steps between checkpoints and probes")

@@ -57,6 +57,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
         "device": {"value": device, "reason": reason},
         "teacher": {
             "component": name_of(plan.teacher),
+            "is": str(plan.teacher),
             "provides": sorted(plan.teacher.provides),
             "parameters": teacher and teacher.parameters,
         },

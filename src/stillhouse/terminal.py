@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,8 +127,7 @@ def check_text(result: Mapping[str, Any]) -> str:
     rows = [
         [
             "teacher",
-            f"{teacher['component']}, {number(teacher['parameters'])} parameters, provides "
-            f"{', '.join(teacher['provides'])}",
+            f"{teacher['is']}, {number(teacher['parameters'])} parameters, provides {', '.join(teacher['provides'])}",
         ],
         ["student", f"{number(student['parameters'])} parameters{share}"],
         [
@@ -194,7 +194,7 @@ def component_facts(kind: str, name: str) -> tuple[dict[str, Any], str]:
         "family": kind,
         "name": name,
         "class": cls.__name__,
-        "doc": cls.__doc__,
+        "doc": inspect.getdoc(cls) or "",
         "settings": settings,
         "needs": needs,
         "provides": provides,
@@ -203,7 +203,7 @@ def component_facts(kind: str, name: str) -> tuple[dict[str, Any], str]:
         [f"  {key}", str(s["type"]), "required" if s["required"] else f"default {s['default']!r}"]
         for key, s in settings.items()
     ]
-    text = f"{kind} {name}: {cls.__doc__}\n\nSettings\n{_columns(rows)}"
+    text = f"{kind} {name}: {facts['doc']}\n\nSettings\n{_columns(rows)}"
     if needs:
         text += f"\n\nNeeds the teacher's {', '.join(needs)}."
     if provides:

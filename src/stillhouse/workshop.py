@@ -99,7 +99,13 @@ class Workshop:
         """A held-out data set, rendered for all evaluators and models alike."""
         renderer = self.renderer()
         examples = self.examples(name)[:limit]
-        return Heldout("" if name == "heldout" else name, examples, renderer.render(examples), renderer)
+        rendered = renderer.render(examples)
+        # What was dropped for its length is measured by no evaluator, so that all metrics speak of the same examples.
+        kept = {r.id for r in rendered} | {
+            r.id.rpartition("/")[0] for r in rendered
+        }  # windows of a text are id/0, id/1
+        examples = [example for example in examples if example.id in kept]
+        return Heldout("" if name == "heldout" else name, examples, rendered, renderer)
 
     def model(self, role: str) -> CausalLM:
         """One of the four models that a run evaluates."""
