@@ -149,10 +149,13 @@ class TestFidelity:
         assert value(found["kl"]) == 0.0
         assert value(found["reverse_kl"]) == 0.0
 
-    def test_silent_without_a_teacher_and_about_it(self, make_student: MakeStudent, data: Heldout) -> None:
+    def test_silent_without_a_teacher_and_exact_about_the_teacher_itself(
+        self, make_student: MakeStudent, data: Heldout
+    ) -> None:
         lm = make_student().lm
         assert Fidelity().evaluate(lm, data, None).measurements == {}
-        assert Fidelity().evaluate(lm, data, lm).measurements == {}
+        itself = {name: value(m) for name, m in Fidelity().evaluate(lm, data, lm).measurements.items()}
+        assert itself == {"kl": 0, "reverse_kl": 0, "top1_agreement": 1, "top5_overlap": 1}
 
     def test_another_k_names_another_metric(self, make_student: MakeStudent, data: Heldout) -> None:
         found = Fidelity(k=3).evaluate(make_student(seed=1).lm, data, make_student(seed=2).lm).measurements

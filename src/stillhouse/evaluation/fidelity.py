@@ -49,14 +49,15 @@ class Fidelity(Evaluator):
         }
 
     def evaluate(self, model: CausalLM, data: Heldout, teacher: CausalLM | None) -> Result:
-        """All from one pass over the data by both models; nothing where there is no teacher, or for the teacher itself.
+        """All from one pass over the data by both models; nothing where there is no teacher. The teacher itself is
+        measured too: its exact zero is the far end of the gap that a student closes.
 
         Raises:
             NeedsError: the two models' tokens mean different things.
             RecipeError: k exceeds the vocabulary.
             DataError: no example has tokens to measure on.
         """
-        if teacher is None or teacher is model:
+        if teacher is None:
             return Result()
         require_same_vocabulary(model.tokenizer, teacher.tokenizer)
         if self.k > model.vocabulary:

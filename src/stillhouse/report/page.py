@@ -130,6 +130,9 @@ def described(part: object) -> str:
         for name in ("model", "path"):
             if isinstance(part.get(name), str):
                 return part[name]
+        config = part.get("config")
+        if isinstance(config, dict):  # a student from scratch
+            return f"{config.get('model_type', 'a model')} from scratch"
         inner = next(iter(part.values()), None)
         return (described(inner) if isinstance(inner, dict) else "") or str(next(iter(part), ""))
     return part if isinstance(part, str) else ""

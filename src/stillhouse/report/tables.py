@@ -18,6 +18,7 @@ COST_TITLES = {
     "teacher_tokens_read": "Tokens the teacher read",
     "teacher_tokens_written": "Tokens the teacher wrote",
     "student_tokens_trained": "Tokens the student trained on",
+    "control_tokens_trained": "Tokens the control trained on",
 }
 # What a pair of models shows when they disagree, in the order in which samples are drawn from the kinds in turn.
 DISAGREEMENTS = (
