@@ -69,7 +69,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
         "chat_template": plan.student_tokenizer.chat_template is not None,
         "max_length": plan.max_length,
         "objectives": {name_of(o): sorted(o.needs) for o in plan.objectives},
-        "control": plan.has_control,
+        "control": plan.may_have_control,
         "data": data,
         "estimate": estimate,
         "warnings": warnings,
@@ -95,8 +95,7 @@ def measure_size(config: Any) -> Size:
 
 
 def _look_at(plan: Plan, source: Source) -> dict[str, Any]:
-    """Read a source as a run would and measure its lengths; one that the teacher writes is estimated from its "
-    "settings."""
+    """Read a source as a run would and measure its lengths; one the teacher writes is estimated from its settings."""
     if source.synthesizer is not None:
         made = source.synthesizer.build("synthesizer")
         tokens = made.tokens_written(0)
@@ -127,7 +126,7 @@ def _look_at(plan: Plan, source: Source) -> dict[str, Any]:
 def _estimate(plan: Plan, student: Size, teacher: Size | None, data: dict[str, Any]) -> dict[str, Any]:
     train = plan.recipe.train
     tokens = train.steps * train.tokens_per_step
-    models = 2 if plan.has_control else 1
+    models = 2 if plan.may_have_control else 1
     heldout = sum(d["examples"] * d["mean_tokens"] for name, d in data.items() if name != "train")
     written = sum(d.get("written", 0) for d in data.values())
     written += sum(step.tokens_written(data["train"]["examples"]) for step in plan.steps)
@@ -152,8 +151,7 @@ def _estimate(plan: Plan, student: Size, teacher: Size | None, data: dict[str, A
 
 
 def _memory(plan: Plan, student: Size, teacher: Size | None) -> int:
-    """Weights, gradients and two moments in float32; kept activations; one chunk of logits for both models and its "
-    "gradient."""
+    """Weights, gradients and two moments in float32; kept activations; one chunk of logits of both models."""
     train = plan.recipe.train
     micro = train.tokens_per_step // train.accumulate
     weights = 16 * student.parameters + 4 * (teacher.parameters if teacher else 0)

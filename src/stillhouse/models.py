@@ -144,8 +144,8 @@ class Sampling:
 
 @dataclass
 class CausalLM:
-    """A causal language model in two halves, the stack that makes hidden states and the head that makes logits, and "
-    "its tokenizer."""
+    """A causal language model in two halves, the stack that makes hidden states and the head that makes logits, and
+    its tokenizer."""
 
     name: str
     model: PreTrainedModel

@@ -48,8 +48,8 @@ class Plan:
         return any(objective.needs for objective in self.objectives)
 
     @property
-    def has_control(self) -> bool:
-        """Whether the run trains the same student without its teacher."""
+    def may_have_control(self) -> bool:
+        """Whether the run trains the same student without its teacher, provided that there is text to train it on."""
         return self.recipe.control and (self.white_box or bool(self.steps))
 
 
@@ -108,8 +108,7 @@ def match_needs(teacher: Teacher, components: Iterable[Objective | Evaluator | S
             raise NeedsError(
                 f"{name_of(component)} needs the teacher's {', '.join(sorted(missing))}; {name_of(teacher)} provides "
                 f"{', '.join(sorted(teacher.provides)) or 'nothing'}. Use a teacher that provides it, or one of the "
-                "objectives that "
-                f"this one can serve: {', '.join(usable)}."
+                f"objectives that this one can serve: {', '.join(usable)}."
             )
 
 

@@ -81,8 +81,8 @@ class ArithmeticSource(Section):
 
 
 class Source(Section):
-    """Where examples come from (exactly one of `path`, `dataset`, `arithmetic`, or a synthesizer) and which columns "
-    "hold what."""
+    """Where examples come from (exactly one of `path`, `dataset`, `arithmetic`, or a synthesizer) and which columns
+    hold what."""
 
     path: str | None = None
     dataset: str | None = None

@@ -76,23 +76,17 @@ def evaluate_run(out: Path, progress: Progress = silent) -> Outcome:
     return _with_workshop(recipe, out, progress, ("data", "train", "evaluate", "report"))
 
 
-def report_run(out: Path) -> Path:
-    """Write report.html and report.md from what the folder holds; returns the page."""
-    RunFolder(out).recipe()
-    return write_report(out)[0]
-
-
 def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequence[str]) -> Outcome:
     with RunFolder.claim(out, recipe) as folder:
         shop = Workshop(recipe, folder, progress)
         outcome = Outcome(out)
         try:
-            _describe_environment(shop)
             if "data" in parts:
                 _data(shop, outcome)
+            _describe_environment(shop)
             if "train" in parts:
                 _train(shop, outcome, "student")
-                if shop.plan.has_control:
+                if shop.has_control:
                     _train(shop, outcome, "control")
             if "evaluate" in parts:
                 _evaluate(shop, outcome)
@@ -113,10 +107,9 @@ def _describe_environment(shop: Workshop) -> None:
             "reason": "data.max_length, or the models' context",
         },
     ]
-    if not shop.plan.has_control:
-        reason = (
-            "the recipe says control: false" if not shop.recipe.control else "the objective is plain training already"
-        )
+    if not shop.has_control:
+        plain = "the objective is plain training, and there is no text but the teacher's to train a control on"
+        reason = plain if shop.recipe.control else "the recipe says control: false"
         choices.append({"name": "control", "value": "none", "reason": reason})
     facts = {**environment(), "device": shop.device, "seed": shop.recipe.seed, "choices": choices}
     shop.folder.write_json("environment.json", facts)
@@ -140,7 +133,8 @@ def _data(shop: Workshop, outcome: Outcome) -> None:
             shop.progress("data", place, len(sources), name)
             examples = shop.read(source)
             if name == "train" and shop.plan.steps:
-                write_examples(shop.path / "data" / "control.jsonl", examples)
+                if not any(e.form == "prompt" and e.completion is None for e in examples):
+                    write_examples(shop.path / "data" / "control.jsonl", examples)
                 for step in shop.plan.steps:
                     before = len(examples)
                     examples = step.synthesize(examples, shop.teacher, shop.renderer(tokenizer=shop.teacher.tokenizer))
@@ -290,7 +284,7 @@ class _Cadence:
 
 def _evaluate(shop: Workshop, outcome: Outcome) -> None:
     """Measure every model, compare them pairwise, write evaluation.json and samples.jsonl."""
-    roles = [role for role in ROLES if role != "control" or shop.plan.has_control]
+    roles = [role for role in ROLES if role != "control" or shop.has_control]
     results: dict[str, ModelResult] = {}
     for place, role in enumerate(roles):
         shop.progress("evaluate", place, len(roles), role)

@@ -51,6 +51,15 @@ class Workshop:
         """The opened teacher."""
         return self.plan.teacher.open(self.device)
 
+    @property
+    def has_control(self) -> bool:
+        """Whether the same student is trained without its teacher too; known once the data stage is done.
+
+        Without divergences that takes other text than the teacher's, or it would be the very same training.
+        """
+        original = self.path / "data" / "control.jsonl"
+        return self.recipe.control and (self.plan.white_box or original.exists())
+
     def close(self) -> None:
         """Close the teacher if it was opened."""
         if "teacher" in self.__dict__:

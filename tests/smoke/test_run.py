@@ -276,3 +276,20 @@ def test_every_recipe_resolves(name: str) -> None:
     for component in recipe.evaluate:
         component.build("evaluator")
     assert recipe.name == name
+
+
+def test_prompts_alone_leave_nothing_to_train_a_control_on(recipe_file: Path, tmp_path: Path) -> None:
+    """Found out before anything is trained, said in the environment, and no crash after the student is done."""
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n} + 1 ="}) + "\n" for n in range(8)))
+    (tmp_path / "heldout.jsonl").write_text('{"prompt": "2 + 2 =", "completion": "4"}\n' * 3)
+    overrides = [
+        "objective=[cross_entropy]",
+        "data.steps=[{teacher_text: {max_new_tokens: 4, temperature: 0}}]",
+        f"data.train={{path: {tmp_path / 'prompts.jsonl'}}}",
+        f"data.heldout={{path: {tmp_path / 'heldout.jsonl'}}}",
+    ]
+    done = cli("run", str(recipe_file), *overrides, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "control" not in json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]
+    choices = json.loads((tmp_path / "run" / "environment.json").read_text())["choices"]
+    assert any(c["name"] == "control" and "teacher's" in c["reason"] for c in choices)

@@ -38,8 +38,8 @@ Encoded = tuple[list[int], list[Role], list[int]]
 
 @dataclass(frozen=True)
 class Rendered:
-    """One example as tokens. All sequences have the same length T; `size` is the bytes of UTF-8 text behind the "
-    "trained targets."""
+    """One example as tokens. All sequences have the same length T; `size` is the bytes of UTF-8 text behind the
+    trained targets."""
 
     id: str
     tokens: list[int]

@@ -1,5 +1,5 @@
-"""What a teacher is: settings that can be checked and printed, and a session that has the weights (or the socket) "
-"open."""
+"""What a teacher is: settings that can be checked and printed, and a session that has the weights (or the socket)
+open."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ _LOGITS_BYTES = 2**26
 
 
 class BatchLoss(NamedTuple):
-    """Sums over the trained tokens of a batch, in nats: the weighted total, which has a gradient, and each objective "
-    "alone."""
+    """Sums over the trained tokens of a batch, in nats: the weighted total, which has a gradient, and each objective
+    alone."""
 
     total: Tensor
     parts: Tensor

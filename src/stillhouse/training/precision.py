@@ -1,5 +1,5 @@
-"""bfloat16 or float32: measured on the student itself, because for small models the casts can cost more than they "
-"save."""
+"""bfloat16 or float32: measured on the student itself, because for small models the casts can cost more than they
+save."""
 
 from __future__ import annotations
 
