@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from stillhouse.errors import ModelError, did_you_mean
+from stillhouse.records import fingerprint_path
 
 EMBEDDED = {"stillhouse:arithmetic": Path(__file__).parent / "assets" / "teacher"}
 """Models that ship with the package, by the name recipes use."""
@@ -86,6 +87,17 @@ def _listing(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
 
 
+def fingerprint_model(name: str) -> str | None:
+    """A hash of a model folder's files, so that a run notices when they change; None for a hub name, which says what it
+    is by its revision.
+
+    Raises:
+        ModelError: as `locate`.
+    """
+    place = Path(locate(name))
+    return fingerprint_path(place) if place.is_dir() else None
+
+
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
@@ -140,6 +152,11 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     batch_size: int = 64
+
+    @classmethod
+    def of(cls, settings: Any) -> Sampling:
+        """The same-named settings of a component that writes."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
 
 @dataclass

@@ -90,6 +90,19 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def fingerprint_path(path: Path) -> str:
+    """A short hash of a file's bytes, or of a folder's: names and contents, files beyond 64 MiB by size and time alone,
+    because hashing the weights of a large model takes longer than loading them."""
+    if path.is_file():
+        return fingerprint_file(path)
+    found: dict[str, object] = {}
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        facts = file.stat()
+        large = facts.st_size > 2**26
+        found[str(file.relative_to(path))] = [facts.st_size, facts.st_mtime_ns] if large else fingerprint_file(file)
+    return fingerprint(found)
+
+
 def fingerprint_file(path: Path) -> str:
     """A short hash of a file's bytes."""
     with path.open("rb") as stream:

@@ -5,7 +5,6 @@ A stage whose inputs have not changed is skipped, and says so; `run` is nothing 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from stillhouse.models import CausalLM, Sampling
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
 from stillhouse.recipe import Recipe
-from stillhouse.records import Example, fingerprint_file, write_examples
+from stillhouse.records import Example, fingerprint_file, fingerprint_path, write_examples
 from stillhouse.registry import name_of
 from stillhouse.report.page import write_report
 from stillhouse.results import ROLES, ModelResult, summarize
@@ -37,7 +36,6 @@ from stillhouse.workshop import Progress, Workshop, silent
 _CADENCE_EXAMPLES = 100
 """Held-out examples of the evaluations during training: enough for a curve, cheap enough to draw one."""
 
-_CADENCE = "on-the-way"
 _FIRST_TOKENS = 16
 """Of a held-out text, what the models are given to continue for the side-by-side samples."""
 
@@ -119,10 +117,10 @@ def _data(shop: Workshop, outcome: Outcome) -> None:
     """Read, make and store the examples of every split, so that later stages read files alone."""
     data = shop.recipe.data
     sources = {"train": data.train, "heldout": data.heldout, **data.out_of_domain}
-    files = {s.path: fingerprint_file(Path(s.path)) for s in sources.values() if s.path and Path(s.path).is_file()}
+    files = {s.path: fingerprint_path(Path(s.path)) for s in sources.values() if s.path and Path(s.path).exists()}
     inputs = {
         "data": data.model_dump(mode="json"),
-        "teacher": shop.recipe.teacher.model_dump(mode="json"),
+        "models": shop.models_in_play,
         "files": files,
     }
     with shop.folder.stage("data", inputs) as (record, done):
@@ -176,7 +174,8 @@ def _train(shop: Workshop, outcome: Outcome, role: str) -> None:
         "role": role,
         "data": fingerprint_file(shop.path / "data" / f"{source}.jsonl"),
         "objectives": [repr(o) for o in objectives],
-        "recipe": recipe.model_dump(mode="json", include={"seed", "teacher", "student", "train"}),
+        "recipe": recipe.model_dump(mode="json", include={"seed", "train"}),
+        "models": shop.models_in_play,
         "rendering": recipe.data.model_dump(mode="json", include={"max_length", "overflow", "train_on"}),
     }
     with shop.folder.stage(f"train-{role}", inputs) as (record, done):
@@ -267,8 +266,7 @@ class _Cadence:
     def __init__(self, shop: Workshop, role: str) -> None:
         self.shop, self.role = shop, role
         self.every = shop.recipe.train.evaluate_every
-        data = shop.heldout(limit=_CADENCE_EXAMPLES) if self.every else None
-        self.data = data and dataclasses.replace(data, name=_CADENCE)
+        self.data = shop.heldout(limit=_CADENCE_EXAMPLES) if self.every else None
 
     def after(self, step: Step) -> None:
         if self.data is None or not self.every or step.number % self.every:
@@ -277,8 +275,7 @@ class _Cadence:
         for evaluator in self.shop.plan.evaluators:
             if not evaluator.once:
                 _measure(evaluator, step.state.student.lm, self.data, None, measured)
-        # The data bears a name here so that tasks with data of their own, measured in full, stay out of it.
-        values = {name.removeprefix(f"{_CADENCE}:"): e.value for name, e in measured.values().items()}
+        values = {name: estimate.value for name, estimate in measured.values().items()}
         self.shop.folder.log({"model": self.role, "step": step.number, "evaluation": values})
 
 
@@ -292,9 +289,8 @@ def _evaluate(shop: Workshop, outcome: Outcome) -> None:
         inputs = {
             "role": role,
             "evaluate": [repr(e) for e in shop.plan.evaluators],
-            "trained": trained.fingerprint
-            if trained
-            else shop.recipe.model_dump(mode="json", include={"teacher", "student", "seed"}),
+            "trained": trained.fingerprint if trained else shop.recipe.seed,
+            "models": shop.models_in_play,
             "data": (shop.folder.stage_record("data") or StageRecord("data", "")).out,
             "samples": shop.recipe.samples,
             "files": _task_files(shop.recipe),
@@ -315,7 +311,7 @@ def _task_files(recipe: Recipe) -> dict[str, str]:
     paths = [
         item.settings["data"].get("path") for item in recipe.evaluate if isinstance(item.settings.get("data"), dict)
     ]
-    return {path: fingerprint_file(Path(path)) for path in paths if path and Path(path).is_file()}
+    return {path: fingerprint_path(Path(path)) for path in paths if path and Path(path).exists()}
 
 
 def _evaluate_model(shop: Workshop, role: str) -> ModelResult:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
+from stillhouse.contract import check_settings, demand
 from stillhouse.data.batching import TokenBatch, TokenSlice
 from stillhouse.evaluation._contract import check_evaluator
 from stillhouse.models import Sampling, vocabulary_size
@@ -53,8 +54,9 @@ def check_objective(objective: Objective, *, exact_gradient: bool = True) -> Non
     >>> check_objective(GeneralizedJSD(beta=0.1, normalized=True))
     """
     unknown = objective.needs - {"text", "token_logprobs", "distribution"}
-    _demand(not unknown, f"{objective!r} needs {sorted(unknown)}, which check_objective does not know how to make")
-    _check_settings(objective)
+    demand(not unknown, f"{objective!r} needs {sorted(unknown)}, which check_objective does not know how to make")
+    check_settings(objective)
+    _check_weight(objective)
     _check_per_token(objective)
     _check_invariances(objective)
     if exact_gradient:
@@ -89,11 +91,6 @@ def check_teacher(session: TeacherSession, batch: TokenBatch, provides: Collecti
     _check_writing(session, batch)
 
 
-def _demand(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise AssertionError(otherwise)
-
-
 def _logits(seed: int, width: int = _V, dtype: torch.dtype = torch.float64, scale: float = 2.0) -> Tensor:
     return (torch.randn(_N, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale).to(
         dtype
@@ -108,39 +105,25 @@ def _loss(objective: Objective, student_NV: Tensor, teacher_NV: Tensor) -> Tenso
     return objective.loss(student_NV, Dense(teacher_NV, _V), _tokens())
 
 
-def _check_settings(objective: Objective) -> None:
-    twin = dataclasses.replace(objective)
-    _demand(
-        twin == objective and hash(twin) == hash(objective),
-        f"{objective!r} is not equal to its own copy; settings are values",
-    )
-    _demand(type(objective).__name__ in repr(objective), f"{objective!r} does not print its class")
+def _check_weight(objective: Objective) -> None:
     half = 0.5 * objective
-    _demand(half.weight == 0.5 * objective.weight, f"0.5 * {objective!r} has weight {half.weight}")
-    try:
-        objective.weight = 2.0  # ty: ignore[invalid-assignment]
-    except dataclasses.FrozenInstanceError:
-        pass
-    else:
-        raise AssertionError(
-            f"{type(objective).__name__} is not frozen; declare it @dataclass(frozen=True, kw_only=True)"
-        )
+    demand(half.weight == 0.5 * objective.weight, f"0.5 * {objective!r} has weight {half.weight}")
     student, teacher = _logits(1), _logits(2)
     same = torch.equal(_loss(half, student, teacher), _loss(objective, student, teacher))
-    _demand(same, "the weight changes what loss() returns; the loop applies it, loss() must not")
+    demand(same, "the weight changes what loss() returns; the loop applies it, loss() must not")
 
 
 def _check_per_token(objective: Objective) -> None:
     student, teacher, tokens = _logits(1), _logits(2), _tokens()
     kept = student.clone(), teacher.clone()
     loss_N = _loss(objective, student, teacher)
-    _demand(loss_N.shape == (_N,), f"loss has shape {tuple(loss_N.shape)}, expected one value per token, ({_N},)")
+    demand(loss_N.shape == (_N,), f"loss has shape {tuple(loss_N.shape)}, expected one value per token, ({_N},)")
     untouched = torch.equal(student, kept[0]) and torch.equal(teacher, kept[1])
-    _demand(untouched, "loss() changed the logits it was given; work on copies")
+    demand(untouched, "loss() changed the logits it was given; work on copies")
     for rows in (torch.arange(_N).flip(0), torch.tensor([4, 0, 4]), torch.tensor([2])):
         few = TokenSlice(tokens.targets_N[rows], tokens.role_N[rows])
         some = objective.loss(student[rows], Dense(teacher, _V).select(rows), few)
-        _demand(
+        demand(
             torch.allclose(some, loss_N[rows], rtol=1e-9, atol=1e-12),
             f"the loss of tokens {rows.tolist()} depends on which other tokens are there: {some.tolist()} against "
             f"{loss_N[rows].tolist()}; return one value per token and take no mean",
@@ -148,7 +131,7 @@ def _check_per_token(objective: Objective) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for scale in (1.0, 1e4):
             extreme = _loss(objective, _logits(1, dtype=dtype, scale=scale), _logits(2, dtype=dtype, scale=scale))
-            _demand(
+            demand(
                 bool(extreme.isfinite().all()),
                 f"loss of {dtype} logits of size {scale:g} is not finite: {extreme.tolist()}",
             )
@@ -158,12 +141,12 @@ def _check_invariances(objective: Objective) -> None:
     student, teacher = _logits(1), _logits(2)
     loss_N = _loss(objective, student, teacher)
     moved = _loss(objective, student + 3.0, teacher - 5.0)
-    _demand(
+    demand(
         torch.allclose(moved, loss_N, rtol=1e-9, atol=1e-9),
         "a constant added to the logits changes the loss; it is no probability",
     )
     padded = torch.cat([teacher, torch.full((_N, _PADDING), 9.0, dtype=torch.float64)], -1)
-    _demand(
+    demand(
         torch.equal(_loss(objective, student, padded), loss_N),
         "columns beyond the vocabulary (a padded head) change the loss; cut them before the softmax, as signals.align "
         "does",
@@ -188,15 +171,15 @@ def _check_finite_gradient(objective: Objective) -> None:
     (gradient,) = torch.autograd.grad(
         _loss(objective, logits, _logits(2, dtype=torch.float32, scale=40.0)).sum(), logits
     )
-    _demand(bool(gradient.isfinite().all()), "the gradient is not finite where the two distributions hardly overlap")
+    demand(bool(gradient.isfinite().all()), "the gradient is not finite where the two distributions hardly overlap")
 
 
 def _check_divergence(objective: Divergence) -> None:
     for seed in range(3):
         student, teacher = _logits(2 * seed, dtype=torch.float32), _logits(2 * seed + 1, dtype=torch.float32)
         loss_N = _loss(objective, student, teacher)
-        _demand(bool((loss_N >= -1e-6).all()), f"a divergence is at least zero, got {loss_N.min().item():g}")
-        _demand(bool((loss_N > 1e-6).any()), "a divergence of two different distributions is zero")
+        demand(bool((loss_N >= -1e-6).all()), f"a divergence is at least zero, got {loss_N.min().item():g}")
+        demand(bool((loss_N > 1e-6).any()), "a divergence of two different distributions is zero")
     noise = _logits(9, _PADDING, torch.float32)
     for scale in (1.0, 30.0):
         student = _logits(1, dtype=torch.float32, scale=scale).requires_grad_()
@@ -204,10 +187,10 @@ def _check_divergence(objective: Divergence) -> None:
             loss_N = _loss(objective, student, teacher)
             (gradient,) = torch.autograd.grad(loss_N.sum(), student)
             width = f"teacher's head {teacher.shape[-1]} wide, vocabulary {_V}"
-            _demand(
+            demand(
                 not loss_N.any(), f"student and teacher agree, yet the divergence is {loss_N.max().item():g} ({width})"
             )
-            _demand(
+            demand(
                 gradient.abs().max().item() < 1e-5 * max(1.0, objective.temperature),
                 f"student and teacher agree, yet the gradient is {gradient.abs().max().item():g} ({width})",
             )
@@ -219,23 +202,23 @@ def _check_top_k(objective: Divergence) -> None:
     for k in (_V, 3, 1):
         signal = TopK.of(teacher, k, objective.temperature)
         loss_N = objective.loss(student, signal, _tokens())
-        _demand(bool(loss_N.isfinite().all()), f"loss on the top {k} entries is not finite")
-        _demand(
+        demand(bool(loss_N.isfinite().all()), f"loss on the top {k} entries is not finite")
+        demand(
             bool((loss_N >= -1e-6).all()),
             f"loss on the top {k} entries and a tail is negative: {loss_N.min().item():g}",
         )
         if k == _V:
             equal = torch.allclose(loss_N, dense_N, rtol=1e-4, atol=1e-5)
-            _demand(equal, "all entries as top-k give another loss than the dense signal")
+            demand(equal, "all entries as top-k give another loss than the dense signal")
 
 
 def _check_identity(session: TeacherSession) -> None:
     first = json.dumps(session.identity(), sort_keys=True)
-    _demand(first == json.dumps(session.identity(), sort_keys=True), "identity() changes from call to call")
+    demand(first == json.dumps(session.identity(), sort_keys=True), "identity() changes from call to call")
     if session.lm is not None:
         trainable = [name for name, weight in session.lm.model.named_parameters() if weight.requires_grad]
-        _demand(not trainable, f"the teacher's weights are not frozen: {trainable[:3]}")
-        _demand(
+        demand(not trainable, f"the teacher's weights are not frozen: {trainable[:3]}")
+        demand(
             not session.lm.model.training,
             "the teacher is in training mode, so dropout makes it say something new every time",
         )
@@ -252,13 +235,13 @@ def _check_signal(session: TeacherSession, batch: TokenBatch, provides: Collecti
     before = session.tokens_read
     signal = session.score(batch)
     read = session.tokens_read - before
-    _demand(
+    demand(
         read == int(batch.attention_BT.sum()),
         f"score() counted {read} tokens as read, the batch has {int(batch.attention_BT.sum())}",
     )
     if provides is not None:
         missing = set(provides) - {"text"} - signal.provides
-        _demand(
+        demand(
             not missing,
             f"the teacher declares {sorted(missing)}, its {type(signal).__name__} signal does not provide it",
         )
@@ -266,19 +249,19 @@ def _check_signal(session: TeacherSession, batch: TokenBatch, provides: Collecti
         return
     real = batch.attention_BT.flatten().nonzero().squeeze(1)
     whole = _read(session, signal, real)
-    _demand(len(whole) == len(real), f"{len(real)} rows were selected, {len(whole)} came back")
-    _demand(not whole.requires_grad, "the teacher's signal carries a gradient; score under torch.no_grad()")
+    demand(len(whole) == len(real), f"{len(real)} rows were selected, {len(whole)} came back")
+    demand(not whole.requires_grad, "the teacher's signal carries a gradient; score under torch.no_grad()")
     mass = whole.exp().sum(-1)
-    _demand(
+    demand(
         torch.allclose(mass, torch.ones_like(mass), atol=1e-3),
         f"probabilities of a row sum to {mass.min():g}..{mass.max():g}",
     )
     few = real[[-1, 0]]
-    _demand(
+    demand(
         torch.allclose(_read(session, signal, few), whole[[-1, 0]], atol=1e-4),
         "rows selected alone differ from rows selected together",
     )
-    _demand(
+    demand(
         torch.equal(_read(session, session.score(batch), real), whole),
         "asked twice, the teacher says two different things",
     )
@@ -294,15 +277,13 @@ def _check_causal(session: TeacherSession, batch: TokenBatch) -> None:
     other = session.score(dataclasses.replace(batch, tokens_BT=changed))
     first = torch.arange(len(batch.ids)) * batch.tokens_BT.shape[1]
     same = torch.allclose(_read(session, signal, first), _read(session, other, first), atol=1e-4)
-    _demand(
+    demand(
         same,
         "what the teacher says after the first token depends on later tokens; rows are shifted, or attention looks "
         "ahead",
     )
     differ = not torch.allclose(_read(session, signal, first + 1), _read(session, other, first + 1), atol=1e-6)
-    _demand(
-        differ, "what the teacher says after the second token does not depend on it; rows are shifted the other way"
-    )
+    demand(differ, "what the teacher says after the second token does not depend on it; rows are shifted the other way")
 
 
 def _check_writing(session: TeacherSession, batch: TokenBatch) -> None:
@@ -312,16 +293,16 @@ def _check_writing(session: TeacherSession, batch: TokenBatch) -> None:
     sampling = Sampling(max_new_tokens=5, temperature=0.0)
     before = session.tokens_written
     first = session.write(prompts, sampling)
-    _demand(len(first) == len(prompts), f"{len(prompts)} prompts, {len(first)} answers")
-    _demand(
+    demand(len(first) == len(prompts), f"{len(prompts)} prompts, {len(first)} answers")
+    demand(
         all(len(ids) <= 5 for ids in first),
         f"answers of {[len(ids) for ids in first]} tokens where at most 5 were allowed",
     )
     written = session.tokens_written - before
-    _demand(written == sum(map(len, first)), f"write() counted {written} tokens, it returned {sum(map(len, first))}")
+    demand(written == sum(map(len, first)), f"write() counted {written} tokens, it returned {sum(map(len, first))}")
     end = session.tokenizer.eos_token_id
-    _demand(not any(end in ids for ids in first), "an answer contains the end token; cut it off")
-    _demand(
+    demand(not any(end in ids for ids in first), "an answer contains the end token; cut it off")
+    demand(
         session.write(prompts, sampling) == first, "at temperature 0 the teacher writes something else the second time"
     )
-    _demand(session.write(prompts[::-1], sampling) == first[::-1], "answers do not come in the order of the prompts")
+    demand(session.write(prompts[::-1], sampling) == first[::-1], "answers do not come in the order of the prompts")

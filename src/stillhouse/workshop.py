@@ -15,7 +15,7 @@ from stillhouse.data.rendering import Rendered, Renderer, Role
 from stillhouse.data.sources import read_source
 from stillhouse.errors import RecipeError
 from stillhouse.evaluation.base import Heldout
-from stillhouse.models import CausalLM
+from stillhouse.models import CausalLM, fingerprint_model
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.recipe import Recipe, Source
 from stillhouse.records import Example, read_examples
@@ -40,6 +40,7 @@ class Workshop:
         self.progress = progress
         self.plan: Plan = make_plan(recipe)
         self.device, self.device_reason = choose_device(recipe.device)
+        self._rendered: dict[str, tuple[list[Example], list[Rendered], Renderer]] = {}
 
     @property
     def path(self) -> Path:
@@ -59,6 +60,14 @@ class Workshop:
         """
         original = self.path / "data" / "control.jsonl"
         return self.recipe.control and (self.plan.white_box or original.exists())
+
+    @cached_property
+    def models_in_play(self) -> dict[str, Any]:
+        """Teacher and student as the recipe names them, with what their folders hold: stages are done again when either
+        changes."""
+        named = self.recipe.model_dump(mode="json", include={"teacher", "student"})
+        start = self.recipe.student.model
+        return {**named, "files": [self.plan.teacher.fingerprint(), start and fingerprint_model(start)]}
 
     def close(self) -> None:
         """Close the teacher if it was opened."""
@@ -91,10 +100,16 @@ class Workshop:
         """A data file of the run, as the data stage left it."""
         return list(read_examples(self.path / "data" / f"{name}.jsonl"))
 
+    def _render(self, name: str) -> tuple[list[Example], list[Rendered], Renderer]:
+        """A data file with its tokens, read and rendered once for all stages, models and evaluators."""
+        if name not in self._rendered:
+            renderer, examples = self.renderer(), self.examples(name)
+            self._rendered[name] = (examples, renderer.render(examples), renderer)
+        return self._rendered[name]
+
     def rendered(self, name: str, record: StageRecord) -> list[Rendered]:
         """A data file of the run as tokens; what happened on the way is recorded as a choice."""
-        renderer = self.renderer()
-        rendered = renderer.render(self.examples(name))
+        _, rendered, renderer = self._render(name)
         for notice, count in renderer.notices.items():
             record.choose(f"{name} data", f"{count} {notice}", f"data.overflow is {self.recipe.data.overflow}")
         return rendered
@@ -106,14 +121,12 @@ class Workshop:
 
     def heldout(self, name: str = "heldout", limit: int | None = None) -> Heldout:
         """A held-out data set, rendered for all evaluators and models alike."""
-        renderer = self.renderer()
-        examples = self.examples(name)[:limit]
-        rendered = renderer.render(examples)
+        every, tokens, renderer = self._render(name)
+        chosen = {example.id for example in every[:limit]}
+        rendered = [r for r in tokens if _owner(r, chosen) in chosen]
         # What was dropped for its length is measured by no evaluator, so that all metrics speak of the same examples.
-        kept = {r.id for r in rendered} | {
-            r.id.rpartition("/")[0] for r in rendered
-        }  # windows of a text are id/0, id/1
-        examples = [example for example in examples if example.id in kept]
+        kept = {_owner(r, chosen) for r in rendered}
+        examples = [example for example in every if example.id in kept]
         return Heldout("" if name == "heldout" else name, examples, rendered, renderer)
 
     def model(self, role: str) -> CausalLM:
@@ -125,6 +138,11 @@ class Workshop:
         if role == "student_before":
             return self.new_student().lm
         return CausalLM.load(str(self.path / role), device=self.device)
+
+
+def _owner(rendered: Rendered, examples: set[str]) -> str:
+    """The id of the example that tokens belong to; the windows of a long text are `id/0`, `id/1` and so on."""
+    return rendered.id if rendered.id in examples else rendered.id.rpartition("/")[0]
 
 
 def render_settings(recipe: Recipe) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,7 +234,9 @@ def test_report_is_written_again_without_torch(finished: Path) -> None:
         timeout=120,
     )
     assert (finished / "report.html").exists(), done.stderr[-500:]
-    assert "| torch" not in done.stderr.replace("   ", " ")
+    imported = set(re.findall(r"\|\s+(\S+)$", done.stderr, re.MULTILINE))
+    assert "stillhouse.report.page" in imported
+    assert not imported & {"torch", "transformers"}
 
 
 def test_train_then_evaluate_is_run_in_two_halves(recipe_file: Path, tmp_path: Path) -> None:
@@ -293,3 +296,18 @@ def test_prompts_alone_leave_nothing_to_train_a_control_on(recipe_file: Path, tm
     assert "control" not in json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]
     choices = json.loads((tmp_path / "run" / "environment.json").read_text())["choices"]
     assert any(c["name"] == "control" and "teacher's" in c["reason"] for c in choices)
+
+
+def test_a_teacher_that_changed_under_its_name_is_noticed(recipe_file: Path, teacher: Path, tmp_path: Path) -> None:
+    import shutil
+
+    mine = tmp_path / "teacher"
+    shutil.copytree(teacher, mine)
+    out = ["control=false", "--out", str(tmp_path / "run"), "--json"]
+    command = ["run", str(recipe_file), f"teacher.hf.model={mine}", *out]
+    assert cli(*command).returncode == 0
+    assert "train-student" in json.loads(cli(*command).stdout)["skipped"]
+    weights = bytearray((mine / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (mine / "model.safetensors").write_bytes(weights)
+    assert json.loads(cli(*command).stdout)["skipped"] == []

@@ -22,7 +22,7 @@ PACKAGE = SOURCE / "stillhouse"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[set[str]] = [
-    {"errors", "registry", "recipe", "recipe_file", "records", "runs", "statistics", "results"},
+    {"contract", "errors", "registry", "recipe", "recipe_file", "records", "runs", "statistics", "results"},
     {"data", "signals", "models"},
     {"teachers", "objectives", "student"},
     {"synthesis", "selection", "condensation"},

@@ -27,6 +27,9 @@ class TextOnly(Teacher):
     def load_tokenizer(self) -> Any:
         raise AssertionError("not needed here")
 
+    def fingerprint(self) -> None:
+        return None
+
     def load_config(self) -> None:
         return None
 

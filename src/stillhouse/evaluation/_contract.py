@@ -6,7 +6,6 @@ code as any run. Raises `AssertionError` with the clause that is broken and what
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from stillhouse.contract import check_settings, demand
 from stillhouse.data.rendering import Renderer
 from stillhouse.evaluation.base import Evaluator, Heldout, Result
 from stillhouse.models import CausalLM
@@ -55,7 +55,7 @@ def check_evaluator(evaluator: Evaluator) -> None:
     >>> from stillhouse.evaluation.likelihood import Likelihood
     >>> check_evaluator(Likelihood())
     """
-    _check_settings(evaluator)
+    check_settings(evaluator)
     data = _heldout()
     model, teacher = (_model(data.renderer.tokenizer, seed) for seed in (1, 2))
     metrics = evaluator.metrics()
@@ -64,81 +64,62 @@ def check_evaluator(evaluator: Evaluator) -> None:
         first, second = (evaluator.evaluate(model, data, teacher) for _ in range(2))
         of_teacher = evaluator.evaluate(teacher, data, teacher)
         alone = evaluator.evaluate(model, data, None)
-    _demand(bool(first.measurements or first.estimates), f"{evaluator!r} measured nothing")
+    demand(bool(first.measurements or first.estimates), f"{evaluator!r} measured nothing")
     for result in (first, of_teacher, alone):
         _check_result(result, metrics, evaluator)
     _check_same(first, second, evaluator)
     _check_pairs(first, of_teacher, evaluator)
     if "distribution" in evaluator.needs:
         said = ", ".join([*alone.measurements, *alone.estimates])
-        _demand(not said, f"{evaluator!r} needs a teacher's distribution and reported {said} without a teacher")
-
-
-def _demand(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise AssertionError(otherwise)
-
-
-def _check_settings(evaluator: Evaluator) -> None:
-    twin = dataclasses.replace(evaluator)
-    _demand(
-        twin == evaluator and hash(twin) == hash(evaluator),
-        f"{evaluator!r} is not equal to its own copy; settings are values",
-    )
-    _demand(type(evaluator).__name__ in repr(evaluator), f"{evaluator!r} does not print its class")
-    try:
-        evaluator.k = 1  # ty: ignore[invalid-assignment]
-    except dataclasses.FrozenInstanceError:
-        return
-    raise AssertionError(f"{type(evaluator).__name__} can be changed; declare it @dataclass(frozen=True, kw_only=True)")
+        demand(not said, f"{evaluator!r} needs a teacher's distribution and reported {said} without a teacher")
 
 
 def _check_metrics(metrics: Mapping[str, Metric]) -> None:
-    _demand(bool(metrics), "metrics() is empty; it announces what will be measured")
+    demand(bool(metrics), "metrics() is empty; it announces what will be measured")
     for name, metric in metrics.items():
-        _demand(
+        demand(
             name == name.strip() != "" and not set(name) & set(":. "),
             f"the metric name {name!r} holds a dot, colon or space",
         )
-        _demand(bool(metric.title), f"the metric {name!r} has no title")
-        _demand(metric.better in ("higher", "lower", "none"), f"the metric {name!r} has better={metric.better!r}")
+        demand(bool(metric.title), f"the metric {name!r} has no title")
+        demand(metric.better in ("higher", "lower", "none"), f"the metric {name!r} has better={metric.better!r}")
 
 
 def _check_result(result: Result, metrics: Mapping[str, Metric], evaluator: Evaluator) -> None:
     unknown = {*result.measurements, *result.estimates} - set(metrics)
-    _demand(not unknown, f"{evaluator!r} measured {sorted(unknown)}, which metrics() does not announce")
+    demand(not unknown, f"{evaluator!r} measured {sorted(unknown)}, which metrics() does not announce")
     for name, m in result.measurements.items():
-        _demand(len(set(m.ids)) == len(m.ids) > 0, f"{name}: ids are missing or not unique: {m.ids}")
-        _demand(len(m.sums_EM) == len(m.ids), f"{name}: {len(m.sums_EM)} rows for {len(m.ids)} ids")
-        _demand(bool(np.isfinite(m.sums_EM).all()), f"{name}: contributions are not all finite: {m.sums_EM}")
+        demand(len(set(m.ids)) == len(m.ids) > 0, f"{name}: ids are missing or not unique: {m.ids}")
+        demand(len(m.sums_EM) == len(m.ids), f"{name}: {len(m.sums_EM)} rows for {len(m.ids)} ids")
+        demand(bool(np.isfinite(m.sums_EM).all()), f"{name}: contributions are not all finite: {m.sums_EM}")
         found = estimate(m)
-        _demand(found.stderr is not None and np.isfinite(found.stderr), f"{name}: has no standard error: {found}")
+        demand(found.stderr is not None and np.isfinite(found.stderr), f"{name}: has no standard error: {found}")
     for name, found in result.estimates.items():
-        _demand(bool(np.isfinite(found.value)) and found.n >= 1, f"{name}: is no finite estimate: {found}")
-    _demand(result.correct.keys() <= result.outputs.keys(), "correct judges answers that outputs does not hold")
+        demand(bool(np.isfinite(found.value)) and found.n >= 1, f"{name}: is no finite estimate: {found}")
+    demand(result.correct.keys() <= result.outputs.keys(), "correct judges answers that outputs does not hold")
     for point in result.reliability:
-        _demand({"confidence", "accuracy", "count"} <= point.keys(), f"a point of the calibration curve is {point}")
+        demand({"confidence", "accuracy", "count"} <= point.keys(), f"a point of the calibration curve is {point}")
 
 
 def _check_same(first: Result, second: Result, evaluator: Evaluator) -> None:
     """Contributions and texts repeat to the bit; times need not."""
-    _demand(
+    demand(
         first.measurements.keys() == second.measurements.keys(), f"{evaluator!r} measured other things the second time"
     )
     for name, m in first.measurements.items():
         again = second.measurements[name]
         same = m.ids == again.ids and np.array_equal(m.sums_EM, again.sums_EM)
-        _demand(same, f"{name}: measuring again gives other contributions; is dropout off, and is every draw seeded?")
-    _demand(first.outputs == second.outputs, f"{evaluator!r} wrote other texts the second time; seed every draw")
+        demand(same, f"{name}: measuring again gives other contributions; is dropout off, and is every draw seeded?")
+    demand(first.outputs == second.outputs, f"{evaluator!r} wrote other texts the second time; seed every draw")
 
 
 def _check_pairs(one: Result, other: Result, evaluator: Evaluator) -> None:
     for name in one.measurements.keys() & other.measurements.keys():
         a, b = one.measurements[name], other.measurements[name]
-        _demand(set(a.ids) == set(b.ids), f"{name}: two models have measurements of different examples")
+        demand(set(a.ids) == set(b.ids), f"{name}: two models have measurements of different examples")
         difference = compare(a, b, resamples=50).difference
-        _demand(bool(np.isfinite(difference)), f"{name}: two models differ by {difference}")
-        _demand(not compare(a, a, resamples=50).resolved, f"{name}: {evaluator!r} sees a model differ from itself")
+        demand(bool(np.isfinite(difference)), f"{name}: two models differ by {difference}")
+        demand(not compare(a, a, resamples=50).resolved, f"{name}: {evaluator!r} sees a model differ from itself")
 
 
 @contextmanager
@@ -152,11 +133,11 @@ def _untouched(*lms: CausalLM) -> Generator[None]:
     for lm, state in zip(lms, before, strict=True):
         for what, value in _state(lm).items():
             same = all(torch.equal(a, b) for a, b in zip(value, state[what], strict=True))
-            _demand(same, f"evaluating changed the {what} of a model")
-    _demand(
+            demand(same, f"evaluating changed the {what} of a model")
+    demand(
         generators == _generators(), "evaluating drew from a global random generator; use one of your own, or fork it"
     )
-    _demand(torch.is_grad_enabled(), "evaluating left gradients switched off")
+    demand(torch.is_grad_enabled(), "evaluating left gradients switched off")
 
 
 def _state(lm: CausalLM) -> dict[str, list[torch.Tensor]]:

@@ -60,8 +60,12 @@ class Evaluator(ABC):
     family: ClassVar[str] = "evaluator"
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the teacher must provide (`distribution` where students are held against it), as for objectives."""
-    once: ClassVar[bool] = False
-    """Measured on the main held-out data alone, not on the out-of-domain sets."""
+
+    @property
+    def once(self) -> bool:
+        """Whether it is measured once per model, beside the main held-out data: not on the out-of-domain sets, and not
+        on the way through training. True for what looks at no held-out example."""
+        return False
 
     @abstractmethod
     def metrics(self) -> Mapping[str, Metric]:

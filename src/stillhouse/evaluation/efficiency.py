@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,12 +40,15 @@ class Efficiency(Evaluator):
     trials: int = 5
     memory: bool = True
 
-    once: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         for key in ("batch_size", "prompt_tokens", "new_tokens", "trials"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+
+    @property
+    def once(self) -> bool:
+        """Yes: speed and size do not depend on the data."""
+        return True
 
     def metrics(self) -> Mapping[str, Metric]:
         """`parameters`, `bytes`, the two speeds, and `peak_memory_bytes`."""

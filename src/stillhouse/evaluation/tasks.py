@@ -117,20 +117,24 @@ class Tasks(Evaluator):
         if self.data is not None and self.data.synthesizer is not None:
             raise ValueError("data is written by a teacher; questions need answers that are known, so name a file")
 
+    @property
+    def once(self) -> bool:
+        """Whether the questions are its own."""
+        return self.data is not None
+
     def metrics(self) -> Mapping[str, Metric]:
         """One, under the task's name."""
         title = "Accuracy" if self.name == "accuracy" else f"Accuracy on {self.name.replace('_', ' ')}"
         return {self.name: Metric(title, "share", "higher")}
 
     def evaluate(self, model: CausalLM, data: Heldout, teacher: CausalLM | None) -> Result:
-        """Put every question to the model; nothing where the questions are of other data, or additional data is
-        running text.
+        """Put every question to the model; nothing where out-of-domain data is running text, which asks none.
 
         Raises:
             DataError: a row without a usable answer, a column that is not there, a prompt that exceeds the model's
                 context.
         """
-        if data.name and (self.data is not None or any(e.form == "text" for e in data.examples)):
+        if self.data is None and data.name and any(e.form == "text" for e in data.examples):
             return Result()
         examples = data.examples if self.data is None else read_source(self.data)
         if running := next((e for e in examples if e.form == "text"), None):
@@ -147,13 +151,7 @@ class Tasks(Evaluator):
         golds = [self._readable(question) for question in asked]
         renderer = renderer_for(model, data, fit=True)
         prompts = [ids for q in asked for ids in [renderer.prompt_ids(q.example)] * self.samples]
-        sampling = Sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            batch_size=self.batch_size,
-        )
+        sampling = Sampling.of(self)
         texts = [
             str(model.tokenizer.decode(ids, skip_special_tokens=True)) for ids in model.generate(prompts, sampling)
         ]

@@ -84,14 +84,7 @@ class TeacherText(Synthesizer):
         ]
 
     def _write(self, prompts: list[list[int]], teacher: TeacherSession) -> list[list[int]]:
-        sampling = Sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            batch_size=self.batch_size,
-        )
-        return teacher.write(prompts, sampling)
+        return teacher.write(prompts, Sampling.of(self))
 
     def _meta(self, ids: Sequence[int]) -> dict[str, object]:
         made = {

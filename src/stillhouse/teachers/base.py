@@ -73,5 +73,10 @@ class Teacher(ABC):
         """The tokenizer alone, for checks before anything heavy is loaded."""
 
     @abstractmethod
+    def fingerprint(self) -> str | None:
+        """A hash of what lies behind the settings and could change under them, such as weights on disk; None where
+        nothing can be seen without asking."""
+
+    @abstractmethod
     def load_config(self) -> Any:
         """The architecture's configuration without weights, for estimates; None where it is not known."""

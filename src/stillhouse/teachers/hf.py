@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.data.batching import TokenBatch
-from stillhouse.models import CausalLM, Sampling, load_config, load_tokenizer
+from stillhouse.models import CausalLM, Sampling, fingerprint_model, load_config, load_tokenizer
 from stillhouse.signals.kinds import Headed
 from stillhouse.teachers.base import Teacher, TeacherSession
 
@@ -52,6 +52,10 @@ class HFTeacher(Teacher):
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         return load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def fingerprint(self) -> str | None:
+        """Of a local folder's files."""
+        return fingerprint_model(self.model)
 
     def load_config(self) -> Any:
         """The model's configuration."""
