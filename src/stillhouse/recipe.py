@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from stillhouse import registry
+from stillhouse.errors import did_you_mean
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -70,6 +72,24 @@ class Component(Section):
         return registry.build(family, self.name, self.settings)
 
 
+def _named(family: str) -> AfterValidator:
+    """Refuse a name that no component of the family bears, here, where the recipe's line is still known."""
+
+    def check(component: Component) -> Component:
+        known = registry.names(family)
+        if component.name not in known:
+            raise ValueError(f"there is no {family} named {component.name!r}. {did_you_mean(component.name, known)}")
+        return component
+
+    return AfterValidator(check)
+
+
+TeacherName = Annotated[Component, _named("teacher")]
+ObjectiveName = Annotated[Component, _named("objective")]
+SynthesizerName = Annotated[Component, _named("synthesizer")]
+EvaluatorName = Annotated[Component, _named("evaluator")]
+
+
 class ArithmeticSource(Section):
     """Worded arithmetic problems made by the package itself: how many, how hard, from which half of all problems."""
 
@@ -88,7 +108,7 @@ class Source(Section):
     dataset: str | None = None
     subset: str | None = None
     arithmetic: ArithmeticSource | None = None
-    synthesizer: Component | None = None
+    synthesizer: SynthesizerName | None = None
     split: str | None = None
     messages: str | None = None
     prompt: str | None = None
@@ -124,7 +144,7 @@ class DataSection(Section):
     train: Source
     heldout: Source
     out_of_domain: dict[Name, Source] = {}
-    steps: list[Component] = []
+    steps: list[SynthesizerName] = []
     max_length: int | None = Field(None, ge=2, description="tokens; none takes the student's context")
     overflow: Literal["error", "drop", "truncate"] = "error"
     train_on: list[Literal["prompt", "rationale", "answer", "other"]] = ["rationale", "answer"]
@@ -176,12 +196,12 @@ class Recipe(Section):
     name: Name = "run"
     seed: int = 0
     device: str = "auto"
-    teacher: Component
+    teacher: TeacherName
     student: StudentSection
     data: DataSection
-    objective: Annotated[list[Component], BeforeValidator(_to_list), Field(min_length=1)]
+    objective: Annotated[list[ObjectiveName], BeforeValidator(_to_list), Field(min_length=1)]
     train: TrainSection = TrainSection()
-    evaluate: list[Component] = [Component(name="likelihood"), Component(name="fidelity")]
+    evaluate: list[EvaluatorName] = [Component(name="likelihood"), Component(name="fidelity")]
     headline: str | None = Field(None, description="the metric of the report's first sentence; none chooses")
     control: bool = True
     samples: int = Field(40, ge=0, description="held-out prompts answered by all models, side by side")

@@ -58,7 +58,9 @@ def test_unknown_key_with_its_line(recipe: dict[str, Any], tmp_path: Path) -> No
 
 def test_unknown_component(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["objective"] = ["foward_kl"]
-    assert "Did you mean 'forward_kl'?" in refusal(recipe, tmp_path)
+    message = refusal(recipe, tmp_path)
+    assert "bad.yaml:" in message
+    assert "Did you mean 'forward_kl'?" in message
 
 
 def test_missing_file(recipe: dict[str, Any], tmp_path: Path) -> None:

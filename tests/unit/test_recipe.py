@@ -174,13 +174,17 @@ def test_a_student_has_exactly_one_origin(write: Any, student: str, message: str
         load_recipe(write(MINIMAL.replace("{model: some/student}", student)))
 
 
-def test_components_are_validated_when_they_are_built(write: Any) -> None:
+def test_settings_of_components_are_validated_when_they_are_built(write: Any) -> None:
     wrong = load_recipe(write(MINIMAL.replace("temperature: 2.0", "temperature: -1")))
     with pytest.raises(RecipeError, match=r"temperature is -1.0; it must be positive"):
         wrong.objective[0].build("objective")
-    unknown = load_recipe(write(MINIMAL.replace("cross_entropy", "cros_entropy")))
-    with pytest.raises(RecipeError, match=r"no objective named 'cros_entropy'. Did you mean 'cross_entropy'"):
-        unknown.objective[1].build("objective")
+
+
+def test_an_unknown_component_is_refused_with_its_line(write: Any) -> None:
+    with pytest.raises(
+        RecipeError, match=r":\d+: objective.1: there is no objective named 'cros_entropy'. Did you mean"
+    ):
+        load_recipe(write(MINIMAL.replace("cross_entropy", "cros_entropy")))
 
 
 def test_synthesizer_as_a_source(write: Any) -> None:
