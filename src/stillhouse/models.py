@@ -52,9 +52,8 @@ def locate(name: str) -> str:
     if path.is_file():
         raise ModelError(
             f"{name} is a file; a model is a folder with config.json, model.safetensors and tokenizer.json, or a hub "
-            "name. "
-            f"Weights are read from safetensors only: a pickled checkpoint can run code when it is opened. "
-            f"Convert it once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
+            "name. Weights are read from safetensors only: a pickled checkpoint can run code when it is opened. "
+            "Convert it once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
         )
     if path.is_dir():
         _refuse_pickles(path)
@@ -76,8 +75,7 @@ def _refuse_pickles(folder: Path) -> None:
     if pickled:
         raise ModelError(
             f"{folder} holds only pickled weights ({', '.join(pickled)}), which can run code when they are opened, so "
-            "they are refused. "
-            "Convert them once where you trust them: "
+            "they are refused. Convert them once where you trust them: "
             "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
         )
     raise ModelError(f"{folder} holds no model.safetensors. It holds: {_listing(folder)}.")
@@ -174,8 +172,8 @@ class CausalLM:
         width = self._embeddings().shape[0]
         if self.vocabulary > width:
             raise ModelError(
-                f"The tokenizer of {self.name!r} makes ids up to {self.vocabulary - 1}, its model embeds {width}. "
-                f"Use the tokenizer that the model was trained with."
+                f"The tokenizer of {self.name!r} makes ids up to {self.vocabulary - 1}, its model embeds {width}. Use "
+                "the tokenizer that the model was trained with."
             )
 
     @classmethod
@@ -210,7 +208,7 @@ class CausalLM:
         if missing := sorted(found["missing_keys"]):  # transformers fills them with noise and goes on
             raise ModelError(
                 f"The model {name!r} lacks {len(missing)} of its weights, such as {missing[0]}: its files and its "
-                f"config.json do not belong together, or the download is incomplete."
+                "config.json do not belong together, or the download is incomplete."
             )
         lm = cls(name, model.to(device).eval(), tokenizer)
         lm.check_split()
@@ -271,8 +269,7 @@ class CausalLM:
         if ours.shape != theirs.shape or not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
             raise ModelError(
                 f"{type(self.model).__name__} computes its logits in a way stillhouse does not know, so that its loss "
-                "would be wrong. "
-                f"Please report the architecture; a LlamaForCausalLM-like one works today."
+                "would be wrong. Please report the architecture; a LlamaForCausalLM-like one works today."
             )
 
     @torch.no_grad()

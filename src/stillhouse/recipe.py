@@ -132,7 +132,7 @@ class Source(Section):
         origins = [key for key in ("path", "dataset", "arithmetic", "synthesizer") if getattr(self, key) is not None]
         if len(origins) != 1:
             raise ValueError(
-                f"a data source needs exactly one of path, dataset, arithmetic or a synthesizer "
+                "a data source needs exactly one of path, dataset, arithmetic or a synthesizer "
                 f"({', '.join(registry.names('synthesizer'))}); found {' and '.join(origins) or 'none'}"
             )
         return self

@@ -44,8 +44,8 @@ def find_recipe(name: str) -> Path:
     if name in builtin:
         return builtin[name]
     raise RecipeError(
-        f"There is no recipe {name!r}: neither a file nor built in. {did_you_mean(name, builtin)} "
-        f"`stillhouse init` writes one to start from."
+        f"There is no recipe {name!r}: neither a file nor built in. {did_you_mean(name, builtin)} `stillhouse init` "
+        "writes one to start from."
     )
 
 

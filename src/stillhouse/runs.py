@@ -77,8 +77,7 @@ class RunFolder:
                 lock.seek(0)
                 raise RunError(
                     f"{folder.path} is in use by another run (process {lock.read().strip() or 'unknown'}). Wait for "
-                    "it, or give this run "
-                    f"a folder of its own with --out."
+                    "it, or give this run a folder of its own with --out."
                 ) from error
             lock.truncate(0)
             lock.write(str(os.getpid()))
@@ -94,8 +93,7 @@ class RunFolder:
             if found != wanted:
                 raise RunError(
                     f"{self.path} was made by another recipe; it differs in {', '.join(_differences(found, wanted))}. "
-                    "Give this run a folder "
-                    f"of its own with --out, or move the old one away."
+                    "Give this run a folder of its own with --out, or move the old one away."
                 )
             return
         foreign = [p.name for p in self.path.iterdir() if p.name != ".lock"]

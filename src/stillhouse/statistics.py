@@ -208,8 +208,8 @@ def _pair(*measurements: Measurement) -> list[Measurement]:
         counts = " and ".join(f"{len(m.ids):,}" for m in measurements)
         raise DataError(
             f"The runs were measured on different held-out data: {counts} examples, {len(shared):,} of them shared, so "
-            f"they cannot be compared example by example. Evaluate them on the same data.heldout (source, shuffle, "
-            f"limit) and data.max_length."
+            "they cannot be compared example by example. Evaluate them on the same data.heldout (source, shuffle, "
+            "limit) and data.max_length."
         )
     if len({(m.kind, m.sums_EM.shape[1] if m.kind == "ratio" else 0) for m in measurements}) > 1:
         kinds = " and ".join(m.kind for m in measurements)
@@ -237,7 +237,7 @@ def _value(measurement: Measurement) -> float:
         sums = measurement.sums_EM.sum(axis=0).tolist()
         raise DataError(
             f"A measurement over {len(measurement.ids)} examples has no value: its sums are {sums}, and the last must "
-            f"be a positive count (tokens, bytes or examples). Measure on data that has some."
+            "be a positive count (tokens, bytes or examples). Measure on data that has some."
         )
     return value
 

@@ -26,8 +26,8 @@ def _check(count: int, steps: tuple[int, int], split: str, distractors: float) -
         raise ValueError(f"count is {count}; expected 0 or more problems: pass a non-negative count")
     if len(steps) != 2 or not 1 <= steps[0] <= steps[1] <= MAX_STEPS:
         raise ValueError(
-            f"steps is {steps!r}; expected (fewest, most) with 1 <= fewest <= most <= {MAX_STEPS}: "
-            "pass for example (2, 4)"
+            f"steps is {steps!r}; expected (fewest, most) with 1 <= fewest <= most <= {MAX_STEPS}: pass for example "
+            "(2, 4)"
         )
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}; expected 'train' or 'heldout': pass one of these two")

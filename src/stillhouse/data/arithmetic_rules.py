@@ -21,8 +21,8 @@ NAMES = _listed(
 PLACES = _listed("kitchen garden market school library park office station hall farm museum harbour")
 _FOODS = "apple pear plum cookie muffin lemon carrot pancake grape banana nut egg melon olive waffle"
 _THINGS = (
-    "marble sticker pencil book stamp button shell card ribbon bead ball pen candle brick spoon "
-    "flower poster badge rope kite"
+    "marble sticker pencil book stamp button shell card ribbon bead ball pen candle brick spoon flower poster badge "
+    "rope kite"
 )
 
 # kind of unit -> (singular, plural)

@@ -103,7 +103,7 @@ class Batches:
         if len(longest.tokens) > tokens_per_batch:
             raise DataError(
                 f"Example {longest.id!r} has {len(longest.tokens)} tokens, a batch holds {tokens_per_batch}. Raise "
-                f"train.tokens_per_step, lower train.accumulate, or set data.max_length."
+                "train.tokens_per_step, lower train.accumulate, or set data.max_length."
             )
         self.rendered = rendered
         self.tokens_per_batch = tokens_per_batch

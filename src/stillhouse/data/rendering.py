@@ -122,8 +122,8 @@ class Renderer:
         if self.tokenizer.chat_template is None:
             raise DataError(
                 f"Example {example.id!r} is a conversation (messages), and the tokenizer has no chat template to "
-                "render it with. Use "
-                f"a chat model's tokenizer, set tokenizer.chat_template, or map prompt and completion columns instead."
+                "render it with. Use a chat model's tokenizer, set tokenizer.chat_template, or map prompt and "
+                "completion columns instead."
             )
         spans: list[Span] = []
         done = ""
@@ -135,9 +135,8 @@ class Renderer:
             if not before.startswith(done) or not after.startswith(before):
                 raise DataError(
                     f"Example {example.id!r}: the chat template rewrites earlier turns when a later one is added (turn "
-                    f"{turn + 1}), so "
-                    "it is not clear which tokens the assistant wrote. Train on the last turn alone: map prompt and "
-                    "completion."
+                    f"{turn + 1}), so it is not clear which tokens the assistant wrote. Train on the last turn alone: "
+                    "map prompt and completion."
                 )
             spans += [(before[len(done) :], Role.PROMPT), (after[len(before) :], Role.ANSWER)]
             done = after
@@ -202,8 +201,7 @@ class Renderer:
         if example.form == "prompt" and example.completion is None:
             raise DataError(
                 f"Example {example.id!r} has a prompt and no completion, so there is nothing to train on. Map a "
-                "completion column, or "
-                f"let the teacher write it: data.steps: [teacher_text]."
+                "completion column, or let the teacher write it: data.steps: [teacher_text]."
             )
         ids, roles, sizes = self._encode(spans, templated=self._templated(example))
         ids, roles, sizes = self._begin(example, ids, roles, sizes)
@@ -225,8 +223,8 @@ class Renderer:
         if self.overflow == "error":
             raise DataError(
                 f"Example {example.id!r} has {len(ids)} tokens, the limit is {step} (the model's context or "
-                "data.max_length). Shorten "
-                f"it, raise data.max_length if the model allows, or choose data.overflow: drop or truncate."
+                "data.max_length). Shorten it, raise data.max_length if the model allows, or choose data.overflow: "
+                "drop or truncate."
             )
         self.notices[
             f"examples longer than {step} tokens ({'dropped' if self.overflow == 'drop' else 'truncated'})"
@@ -239,9 +237,8 @@ class Renderer:
             if self.overflow == "error":
                 raise DataError(
                     f"Example {name!r} has no token to train on ({len(ids)} tokens, roles "
-                    f"{sorted({r.name.lower() for r in roles})}, "
-                    f"data.train_on {sorted(r.name.lower() for r in self.train_on)}). Fill it, remove it, or change "
-                    "data.train_on."
+                    f"{sorted({r.name.lower() for r in roles})}, data.train_on "
+                    f"{sorted(r.name.lower() for r in self.train_on)}). Fill it, remove it, or change data.train_on."
                 )
             self.notices["examples without a token to train on (dropped)"] += 1
             return []

@@ -207,8 +207,7 @@ def _map_columns(source: Source, row: Mapping[str, Any], place: str) -> dict[str
         return {"text": "text"}
     raise DataError(
         f"{place} has the columns {', '.join(row)}; none is messages, prompt or text. Map them in the recipe, for "
-        "example "
-        f"prompt: question, completion: answer."
+        "example prompt: question, completion: answer."
     )
 
 
@@ -223,8 +222,7 @@ def _example(number: int, row: Mapping[str, Any], columns: Mapping[str, str], pl
     if "completion" in values and not values["completion"].strip():
         raise DataError(
             f"{place}: row {number} has an empty {columns['completion']!r} (used as completion), so there is nothing "
-            "to learn from. "
-            f"Fill it, remove the row, or map no completion where the teacher is to write it."
+            "to learn from. Fill it, remove the row, or map no completion where the teacher is to write it."
         )
     meta = {key: value for key, value in row.items() if key not in columns.values()}
     return Example(id=f"{Path(place).stem}-{number}", meta=meta, **values)

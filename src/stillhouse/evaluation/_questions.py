@@ -81,9 +81,9 @@ def place_of(question: Question, choices: Sequence[str]) -> int:
         place = gold
     if not 0 <= place < len(choices):
         raise DataError(
-            f"Example {question.example.id!r} has the answer {gold!r}, which is none of its choices "
-            f"{list(choices)}, nor the number (from 0) or the letter of one. Mend the row, or set tasks.answer to the "
-            f"column that holds the answer."
+            f"Example {question.example.id!r} has the answer {gold!r}, which is none of its choices {list(choices)}, "
+            "nor the number (from 0) or the letter of one. Mend the row, or set tasks.answer to the column that holds "
+            "the answer."
         )
     return place
 
@@ -143,7 +143,7 @@ def one_of(example: Example, choice: str, number: int, *, spaced: bool) -> Examp
     if example.prompt is None:
         raise DataError(
             f"Example {example.id!r} is a conversation, and choices continue a prompt. Map a prompt column, or write "
-            f"tasks.template."
+            "tasks.template."
         )
     apart = not spaced or not example.prompt or example.prompt[-1].isspace() or choice[:1].isspace()
     return dataclasses.replace(

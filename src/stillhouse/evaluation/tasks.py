@@ -139,8 +139,8 @@ class Tasks(Evaluator):
         examples = data.examples if self.data is None else read_source(self.data)
         if running := next((e for e in examples if e.form == "text"), None):
             raise DataError(
-                f"Example {running.id!r} is running text, which asks no question. Leave tasks out of evaluate, or "
-                f"give it questions of its own under data."
+                f"Example {running.id!r} is running text, which asks no question. Leave tasks out of evaluate, or give "
+                "it questions of its own under data."
             )
         asked = questions(examples, self.data, template=self.template, answer=self.answer)
         if self.form == "choice":
@@ -168,7 +168,7 @@ class Tasks(Evaluator):
         if value is None:
             raise DataError(
                 f"Example {question.example.id!r} has the answer {str(question.gold)[-80:]!r}, which holds no number. "
-                f"Set tasks.answer to the column of the final number, or tasks.form to exact or choice."
+                "Set tasks.answer to the column of the final number, or tasks.form to exact or choice."
             )
         return value
 

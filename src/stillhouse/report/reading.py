@@ -162,14 +162,14 @@ def read_run(path: Path) -> Run:
     source = path / "evaluation.json"
     if not source.is_file():
         raise RunError(
-            f"{path} holds no evaluation.json, so there is nothing to report yet. "
-            f"Finish the run first (stillhouse run takes up where it stopped), or name another run folder."
+            f"{path} holds no evaluation.json, so there is nothing to report yet. Finish the run first (stillhouse run "
+            "takes up where it stopped), or name another run folder."
         )
     raw = read_json(source)
     if raw.get("format") != FORMAT or not isinstance(raw.get("models"), dict):
         raise RunError(
             f"{source} has format {raw.get('format')!r}; this Stillhouse reads format {FORMAT} with a 'models' table. "
-            f"Evaluate the run again with this version, or report it with the version that wrote it."
+            "Evaluate the run again with this version, or report it with the version that wrote it."
         )
     recipe = path / "recipe.yaml"
     text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""

@@ -67,10 +67,8 @@ def _top_k(signal: TopK, student_logits_NV: Tensor, temperature: float) -> Align
     if temperature != signal.temperature:
         raise NeedsError(
             f"The objective asks for temperature {temperature:g}, the stored top-k signal was made at "
-            f"{signal.temperature:g}, and "
-            "a truncated distribution cannot be re-tempered. Set the objective's temperature to "
-            f"{signal.temperature:g} or "
-            f"score again."
+            f"{signal.temperature:g}, and a truncated distribution cannot be re-tempered. Set the objective's "
+            f"temperature to {signal.temperature:g} or score again."
         )
     logprobs_NV = _log_softmax(student_logits_NV[..., : signal.vocabulary], temperature)
     student_NK, teacher_NK = logprobs_NV.gather(-1, signal.ids_NK), signal.logprobs_NK

@@ -26,10 +26,7 @@ def require_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTraine
     same_id = sum(1 for token, i in own.items() if other.get(token) == i)
     raise NeedsError(
         f"Teacher and student use different tokenizers: {len(other)} and {len(own)} tokens, {shared} in common, "
-        f"{same_id} of them with the "
-        "same id. Divergences compare distributions token by token and need one vocabulary. Either let the teacher "
-        "write the "
-        "training text and learn from that (data.steps: [teacher_text], objective: [cross_entropy]), or choose a "
-        "student "
-        f"that uses the teacher's tokenizer."
+        f"{same_id} of them with the same id. Divergences compare distributions token by token and need one "
+        "vocabulary. Either let the teacher write the training text and learn from that (data.steps: [teacher_text], "
+        "objective: [cross_entropy]), or choose a student that uses the teacher's tokenizer."
     )

@@ -55,8 +55,7 @@ def load_checkpoint(place: Path, state: TrainState) -> None:
         if facts["format"] != FORMAT:
             raise CheckpointError(
                 f"{place} is a checkpoint of format {facts['format']}; this version reads {FORMAT}. Continue with the "
-                "version that wrote it, "
-                f"or move it away to start again."
+                "version that wrote it, or move it away to start again."
             )
         load_model(state.student.lm.model, str(place / "model.safetensors"), device=str(state.student.lm.device))
         _load_optimizer(state, load_file(str(place / "optimizer.safetensors"), device=str(state.student.lm.device)))

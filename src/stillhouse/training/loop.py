@@ -195,14 +195,14 @@ class _Watch:
 
     def check(self, step: Step, group: Sequence[TokenBatch]) -> None:
         seen = (
-            f"step {step.number}: loss {step.loss:g} ({step.parts}), gradient norm {step.grad_norm:g}, "
-            f"learning rate {step.lr:g}"
+            f"step {step.number}: loss {step.loss:g} ({step.parts}), gradient norm {step.grad_norm:g}, learning rate "
+            f"{step.lr:g}"
         )
         if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
             raise TrainingDivergedError(
                 f"The loss or its gradient is not a finite number at {seen}; examples "
-                f"{[i for b in group for i in b.ids][:8]}. The "
-                f"update was not applied. Lower train.lr, lengthen train.warmup, or look at those examples."
+                f"{[i for b in group for i in b.ids][:8]}. The update was not applied. Lower train.lr, lengthen "
+                "train.warmup, or look at those examples."
             )
         if len(self.first) < 10:
             self.first.append(step.loss)
@@ -212,6 +212,5 @@ class _Watch:
         if self.above >= 20:
             raise TrainingDivergedError(
                 f"The loss ran away: {seen}, against {start:g} over the first ten steps, for 20 steps on end. Lower "
-                "train.lr or "
-                f"lengthen train.warmup."
+                "train.lr or lengthen train.warmup."
             )

@@ -32,8 +32,8 @@ def choose_precision(
     batch = batch.to(student.lm.device)
     plain, half = _seconds(student, batch, None), _seconds(student, batch, torch.bfloat16)
     measured = (
-        f"measured on a batch of {tuple(batch.tokens_BT.shape)} tokens: float32 {plain * 1e3:.0f} ms, "
-        f"bfloat16 {half * 1e3:.0f} ms"
+        f"measured on a batch of {tuple(batch.tokens_BT.shape)} tokens: float32 {plain * 1e3:.0f} ms, bfloat16 "
+        f"{half * 1e3:.0f} ms"
     )
     return (torch.bfloat16, measured) if plain / half >= _WORTH else (None, measured)
 
