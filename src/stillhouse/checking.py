@@ -44,7 +44,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
     device, reason = choose_device(recipe.device)
     student = measure_size(plan.student_config)
     teacher = measure_size(plan.teacher_config) if plan.teacher_config is not None else None
-    data = {name: _look_at(plan, source) for name, source in _sources(recipe).items()}
+    data = {name: _look_at(plan, source) for name, source in recipe.data.sources().items()}
     estimate = _estimate(plan, student, teacher, data)
     free = shutil.disk_usage(Path.cwd()).free
     warnings = []
@@ -74,10 +74,6 @@ def check(recipe: Recipe) -> dict[str, Any]:
         "estimate": estimate,
         "warnings": warnings,
     }
-
-
-def _sources(recipe: Recipe) -> dict[str, Source]:
-    return {"train": recipe.data.train, "heldout": recipe.data.heldout, **recipe.data.out_of_domain}
 
 
 def measure_size(config: Any) -> Size:

@@ -43,7 +43,7 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, as
     from stillhouse import stages
     from stillhouse.terminal import Bars
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [], build=True)
     folder = out or Path("runs") / loaded.name
     with Bars() as progress:
         outcome = stages.run(loaded, folder, progress)
@@ -59,7 +59,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, 
     from stillhouse import stages
     from stillhouse.terminal import Bars
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [], build=True)
     folder = out or Path("runs") / loaded.name
     with Bars() as progress:
         outcome = stages.train_only(loaded, folder, progress)
@@ -128,7 +128,7 @@ def check(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson =
     from stillhouse.checking import check as look
     from stillhouse.terminal import check_text
 
-    result = look(load_recipe(recipe, overrides or []))
+    result = look(load_recipe(recipe, overrides or [], build=True))
     _emit(result, as_json, check_text(result))
 
 

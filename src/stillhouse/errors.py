@@ -23,6 +23,18 @@ class RecipeError(StillhouseError, ValueError):
     exit_code = 2
 
 
+class SettingError(RecipeError):
+    """A component has no such setting, or not with that value.
+
+    Attributes:
+        setting: its name; None where the settings do not fit each other.
+    """
+
+    def __init__(self, message: str, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
 class NeedsError(RecipeError):
     """A component needs something that another one does not provide (contract C5)."""
 

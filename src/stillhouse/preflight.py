@@ -65,7 +65,7 @@ def make_plan(recipe: Recipe) -> Plan:
     objectives = tuple(item.build("objective") for item in recipe.objective)
     evaluators = tuple(item.build("evaluator") for item in recipe.evaluate)
     steps = tuple(item.build("synthesizer") for item in recipe.data.steps)
-    sources = [recipe.data.train, recipe.data.heldout, *recipe.data.out_of_domain.values()]
+    sources = recipe.data.sources().values()
     writers = [*steps, *(s.synthesizer.build("synthesizer") for s in sources if s.synthesizer is not None)]
     match_needs(teacher, [*objectives, *evaluators, *writers])
     _refuse_twins(evaluators)

@@ -6,6 +6,7 @@ keys are errors with the line they stand on; overrides from the command line are
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,6 +150,10 @@ class DataSection(Section):
     overflow: Literal["error", "drop", "truncate"] = "error"
     train_on: list[Literal["prompt", "rationale", "answer", "other"]] = ["rationale", "answer"]
 
+    def sources(self) -> dict[str, Source]:
+        """Every split by its name: train, heldout, and those out of domain."""
+        return {"train": self.train, "heldout": self.heldout, **self.out_of_domain}
+
 
 class StudentSection(Section):
     """The student: an existing `model` folder or hub name, or a `config` to start from scratch."""
@@ -213,6 +218,17 @@ class Recipe(Section):
         if isinstance(value, str) and value not in registry.names("teacher"):
             return {"hf": {"model": value}}
         return value
+
+    def components(self) -> Iterator[tuple[tuple[str | int, ...], str, Component]]:
+        """Every component that is named, with its place in the recipe and its family."""
+        yield ("teacher",), "teacher", self.teacher
+        yield from ((("objective", i), "objective", item) for i, item in enumerate(self.objective))
+        yield from ((("evaluate", i), "evaluator", item) for i, item in enumerate(self.evaluate))
+        yield from ((("data", "steps", i), "synthesizer", item) for i, item in enumerate(self.data.steps))
+        for name, source in self.data.sources().items():
+            if source.synthesizer is not None:
+                place = ("data", name) if name in ("train", "heldout") else ("data", "out_of_domain", name)
+                yield place, "synthesizer", source.synthesizer
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out, as plain data; this is what a run stores."""

@@ -9,14 +9,19 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from stillhouse.errors import RecipeError, did_you_mean
+from stillhouse.errors import RecipeError, SettingError, did_you_mean
 from stillhouse.recipe import Recipe, builtin_recipes
 
 KeyPath = tuple[str | int, ...]
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), *, build: bool = False) -> Recipe:
     """Read, override and validate a recipe; `name` is a file or the name of a built-in recipe.
+
+    Args:
+        name: a file, or the name of a built-in recipe.
+        overrides: `key.path=value` each.
+        build: validate the settings of every component too, which imports the component's code (and torch with it).
 
     Raises:
         RecipeError: no such recipe, broken YAML, an unknown key or a wrong value, each with its line.
@@ -30,9 +35,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         apply_override(raw, override)
     raw.setdefault("name", path.stem)
     try:
-        return Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(_explain(error, path, lines, overrides)) from error
+    for place, family, component in recipe.components() if build else ():
+        try:
+            component.build(family)
+        except SettingError as error:
+            inner = (*place, component.name, *([error.setting] if error.setting else []))
+            raise SettingError(f"{_where(inner, path, lines, overrides)}: {error}", error.setting) from error
+    return recipe
 
 
 def find_recipe(name: str) -> Path:
@@ -154,9 +166,10 @@ def _explain(error: ValidationError, path: Path, lines: dict[KeyPath, int], over
 
 
 def _where(place: KeyPath, path: Path, lines: dict[KeyPath, int], overrides: Sequence[str]) -> str:
-    dotted = ".".join(str(part) for part in place)
-    for override in overrides:
-        if override.partition("=")[0] == dotted:
+    by_index, by_name = [str(part) for part in place], [part for part in place if isinstance(part, str)]
+    for override in reversed(overrides):  # the last one wins
+        parts = override.partition("=")[0].split(".")
+        if parts in (by_index[: len(parts)], by_name[: len(parts)]):
             return f"override {override}"
     for length in range(len(place), 0, -1):
         if place[:length] in lines:

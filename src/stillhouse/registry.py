@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from stillhouse.errors import RecipeError, did_you_mean
+from stillhouse.errors import RecipeError, SettingError, did_you_mean
 
 FAMILIES: Mapping[str, str] = {
     "teacher": "stillhouse.teachers",
@@ -100,18 +100,26 @@ def build(family: str, name: str, settings: Mapping[str, Any]) -> Any:
     """A component from its name and settings, every value validated.
 
     Raises:
-        RecipeError: unknown name, unknown setting or wrong value, with what was expected.
+        RecipeError: unknown name; a `SettingError` for an unknown setting or a wrong value, with what was expected.
     """
     cls = component(family, name)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in settings:
         if key not in fields:
-            raise RecipeError(f"{family} {name!r} has no setting {key!r}. {did_you_mean(key, fields)}")
+            raise SettingError(f"{family} {name!r} has no setting {key!r}. {did_you_mean(key, fields)}", key)
     try:
         # Lax on purpose: YAML reads 2e-5 as a string and 2 as an integer where a float is meant.
         return TypeAdapter(cls).validate_python(dict(settings))
     except ValidationError as error:
-        raise RecipeError(f"{family} {name!r}: {explain(error)}") from error
+        raise SettingError(f"{family} {name!r}: {explain(error)}", _setting(error, settings)) from error
+
+
+def _setting(error: ValidationError, settings: Mapping[str, Any]) -> str | None:
+    """Which setting an error is about. A component's own checks know no place; their messages begin with the name."""
+    first = error.errors()[0]
+    if first["loc"]:
+        return str(first["loc"][0])
+    return next((key for key in settings if first["msg"].startswith(f"Value error, {key} ")), None)
 
 
 def explain(error: ValidationError) -> str:

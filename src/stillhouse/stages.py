@@ -116,7 +116,7 @@ def _describe_environment(shop: Workshop) -> None:
 def _data(shop: Workshop, outcome: Outcome) -> None:
     """Read, make and store the examples of every split, so that later stages read files alone."""
     data = shop.recipe.data
-    sources = {"train": data.train, "heldout": data.heldout, **data.out_of_domain}
+    sources = data.sources()
     files = {s.path: fingerprint_path(Path(s.path)) for s in sources.values() if s.path and Path(s.path).exists()}
     inputs = {
         "data": data.model_dump(mode="json"),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from stillhouse import registry
-from stillhouse.errors import RecipeError
+from stillhouse.errors import RecipeError, SettingError
 from stillhouse.recipe import Recipe, builtin_recipes
 from stillhouse.recipe_file import apply_override, find_recipe, load_recipe
 
@@ -178,6 +178,22 @@ def test_settings_of_components_are_validated_when_they_are_built(write: Any) ->
     wrong = load_recipe(write(MINIMAL.replace("temperature: 2.0", "temperature: -1")))
     with pytest.raises(RecipeError, match=r"temperature is -1.0; it must be positive"):
         wrong.objective[0].build("objective")
+
+
+def test_a_wrong_setting_of_a_component_is_refused_with_its_line(write: Any) -> None:
+    text = MINIMAL.replace("{weight: 0.9, temperature: 2.0}", "\n      weight: 0.9\n      temprature: 2.0")
+    with pytest.raises(SettingError, match=r"mine.yaml:9: objective 'forward_kl' has no setting 'temprature'. Did you"):
+        load_recipe(write(text), build=True)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["objective.forward_kl.weight=-1", "objective.0.forward_kl.weight=-1", "objective=[{forward_kl: {weight: -1}}]"],
+)
+def test_a_wrong_setting_from_the_command_line_is_refused_with_its_override(write: Any, override: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load_recipe(write(), [override], build=True)
+    assert str(caught.value).startswith(f"override {override}: objective 'forward_kl': weight is -1")
 
 
 def test_an_unknown_component_is_refused_with_its_line(write: Any) -> None:
