@@ -68,12 +68,15 @@ class TopK(Signal):
     Attributes:
         ids_NK: distinct token ids.
         logprobs_NK: their log-probabilities under the full, tempered softmax (not renormalised over the k).
+        tail_N: log-probability of all other tokens together, summed directly: one minus the kept mass is rounding noise
+            where a teacher is sure.
         temperature: the temperature those were computed at.
         vocabulary: as in `Dense`; with K equal to it the tail is empty and the signal is exactly the dense one.
     """
 
     ids_NK: Tensor
     logprobs_NK: Tensor
+    tail_N: Tensor
     vocabulary: int
     temperature: float = 1.0
     provides: ClassVar[frozenset[str]] = Dense.provides
@@ -81,7 +84,7 @@ class TopK(Signal):
     def select(self, rows_N: Tensor) -> TopK:
         """Rows of the kept entries."""
         ids, logprobs = self.ids_NK.flatten(0, -2)[rows_N], self.logprobs_NK.flatten(0, -2)[rows_N]
-        return TopK(ids, logprobs, self.vocabulary, self.temperature)
+        return TopK(ids, logprobs, self.tail_N.flatten()[rows_N], self.vocabulary, self.temperature)
 
     @classmethod
     def of(cls, dense: Dense, k: int, temperature: float = 1.0) -> TopK:
@@ -93,6 +96,18 @@ class TopK(Signal):
         vocabulary = dense.vocabulary or dense.logits_NV.shape[-1]
         if not 1 <= k <= vocabulary:
             raise ValueError(f"k is {k}; it must lie between 1 and the vocabulary, which has {vocabulary} tokens")
-        logprobs_NV = torch.log_softmax(dense.logits_NV[..., :vocabulary].float() / temperature, dim=-1)
-        logprobs_NK, ids_NK = logprobs_NV.topk(k, dim=-1)
-        return cls(ids_NK, logprobs_NK, vocabulary, temperature)
+        logprobs_NV = log_softmax(dense.logits_NV[..., :vocabulary], temperature)
+        ids_NK = logprobs_NV.topk(k, dim=-1).indices
+        return cls(ids_NK, *split_tail(logprobs_NV, ids_NK), vocabulary, temperature)
+
+
+def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Tempered log-probabilities, in float32 at least: in bfloat16 the normaliser of a large vocabulary loses the loss
+    itself; float64 stays for the tests."""
+    wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    return torch.log_softmax(wide / temperature, dim=-1)
+
+
+def split_tail(logprobs_NV: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the kept tokens, and of all others together."""
+    return logprobs_NV.gather(-1, ids_NK), logprobs_NV.scatter(-1, ids_NK, -torch.inf).logsumexp(-1)

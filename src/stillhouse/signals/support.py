@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import NeedsError
-from stillhouse.signals.kinds import Dense, Signal, TopK
+from stillhouse.signals.kinds import Dense, Signal, TopK, log_softmax, split_tail
 
 
 class Aligned(NamedTuple):
@@ -59,7 +59,7 @@ def _dense(signal: Dense, student_logits_NV: Tensor, temperature: float) -> Alig
     # leaks.
     width = min(signal.logits_NV.shape[-1], student_logits_NV.shape[-1], signal.vocabulary or 2**62)
     student, teacher = student_logits_NV[..., :width], signal.logits_NV[..., :width]
-    return Aligned(_log_softmax(student, temperature), _log_softmax(teacher, temperature))
+    return Aligned(log_softmax(student, temperature), log_softmax(teacher, temperature))
 
 
 @_align.register
@@ -70,25 +70,12 @@ def _top_k(signal: TopK, student_logits_NV: Tensor, temperature: float) -> Align
             f"{signal.temperature:g}, and a truncated distribution cannot be re-tempered. Set the objective's "
             f"temperature to {signal.temperature:g} or score again."
         )
-    logprobs_NV = _log_softmax(student_logits_NV[..., : signal.vocabulary], temperature)
-    student_NK, teacher_NK = logprobs_NV.gather(-1, signal.ids_NK), signal.logprobs_NK
+    logprobs_NV = log_softmax(student_logits_NV[..., : signal.vocabulary], temperature)
+    student_NK, student_tail_N = split_tail(logprobs_NV, signal.ids_NK)
     if signal.ids_NK.shape[-1] == signal.vocabulary:
-        return Aligned(student_NK, teacher_NK)
-    # The student's tail is summed directly, not as 1 - kept: exact where the kept mass is nearly one.
-    outside_NV = logprobs_NV.scatter(-1, signal.ids_NK, -torch.inf)
-    student_tail = torch.logsumexp(outside_NV, dim=-1, keepdim=True)
-    return Aligned(torch.cat([student_NK, student_tail], -1), torch.cat([teacher_NK, _tail(teacher_NK)], -1))
-
-
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    # float32 at least: in bfloat16 the normaliser of a large vocabulary loses the loss itself; float64 stays for the
-    # tests.
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.log_softmax(wide / temperature, dim=-1)
-
-
-def _tail(logprobs_NK: Tensor) -> Tensor:
-    # What 1 - kept cannot resolve is no evidence of an impossible tail: below the type's resolution the tail is that
-    # resolution. A smaller floor would charge a reverse divergence dozens of nats for what is rounding.
-    kept = logprobs_NK.exp().sum(dim=-1, keepdim=True)
-    return torch.log((1 - kept).clamp_min(torch.finfo(logprobs_NK.dtype).eps))
+        return Aligned(student_NK, signal.logprobs_NK)
+    # The kept tokens and, last, one bucket for all others.
+    return Aligned(
+        torch.cat([student_NK, student_tail_N[..., None]], -1),
+        torch.cat([signal.logprobs_NK, signal.tail_N[..., None]], -1),
+    )
