@@ -71,6 +71,25 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, 
 
 
 @app.command()
+def score(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Ask the teacher about the training data once and store what it says, for `teacher: {stored: {path: ...}}`.
+
+    Example: stillhouse score quickstart score.k=32 --out runs/scored
+    """
+    from stillhouse import stages
+    from stillhouse.signals.store import SignalStore
+    from stillhouse.terminal import Bars, store_text
+
+    loaded = load_recipe(recipe, overrides or [], build=True)
+    folder = out or Path("runs") / f"{loaded.name}-scored"
+    with Bars() as progress:
+        outcome = stages.score(loaded, folder, progress)
+    store = SignalStore(folder / "signals")
+    facts = {"store": str(store.folder), "examples": len(store), "skipped": outcome.skipped, **store.fidelity}
+    _emit(facts, as_json, store_text(facts))
+
+
+@app.command()
 def evaluate(folder: Folder, as_json: AsJson = False) -> None:
     """Measure teacher, student before, control and student of a run, and write its report.
 

@@ -63,6 +63,10 @@ class CheckpointError(RunError):
     """A checkpoint cannot be read or does not fit the run."""
 
 
+class SignalStoreError(RunError):
+    """A signal store is damaged, unfinished, or does not fit the data, the tokenizer or the teacher."""
+
+
 class TrainingDivergedError(StillhouseError, ArithmeticError):
     """The loss became NaN, infinite, or ran away; the last good checkpoint is kept."""
 

@@ -99,12 +99,12 @@ def fingerprint_model(name: str) -> str | None:
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name.
+    """The tokenizer of a model folder, of a folder that holds a tokenizer alone, or of a hub name.
 
     Raises:
         ModelError: it cannot be found or read.
     """
-    place = locate(name)
+    place = name if (Path(name) / "tokenizer.json").is_file() else locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

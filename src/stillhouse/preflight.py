@@ -68,6 +68,7 @@ def make_plan(recipe: Recipe) -> Plan:
     sources = recipe.data.sources().values()
     writers = [*steps, *(s.synthesizer.build("synthesizer") for s in sources if s.synthesizer is not None)]
     match_needs(teacher, [*objectives, *evaluators, *writers])
+    _require_live(teacher, [*evaluators, *writers])
     _refuse_twins(evaluators)
     teacher_tokenizer = teacher.load_tokenizer()
     student_tokenizer, config = _student(recipe, teacher_tokenizer)
@@ -109,6 +110,16 @@ def match_needs(teacher: Teacher, components: Iterable[Objective | Evaluator | S
                 f"{name_of(component)} needs the teacher's {', '.join(sorted(missing))}; {name_of(teacher)} provides "
                 f"{', '.join(sorted(teacher.provides)) or 'nothing'}. Use a teacher that provides it, or one of the "
                 f"objectives that this one can serve: {', '.join(usable)}."
+            )
+
+
+def _require_live(teacher: Teacher, askers: Iterable[Evaluator | Synthesizer]) -> None:
+    """Evaluators ask about held-out text and synthesizers for new text; a record knows neither."""
+    for asker in askers:
+        if asker.needs and not teacher.live:
+            raise NeedsError(
+                f"{name_of(asker)} asks the teacher about text that {name_of(teacher)} has not heard. Give the weights "
+                f"beside the record ({name_of(teacher)}: {{path: ..., model: ...}}), or leave {name_of(asker)} out."
             )
 
 

@@ -195,6 +195,13 @@ class TrainSection(Section):
     keep_checkpoints: int = Field(2, ge=1)
 
 
+class ScoreSection(Section):
+    """What `stillhouse score` keeps of the teacher's distributions."""
+
+    k: int = Field(64, ge=1, description="likeliest tokens kept; the mass of all others is one tail bucket")
+    temperature: float = Field(1.0, gt=0, description="must be that of the objectives that will read it")
+
+
 class Recipe(Section):
     """Everything a run needs; `stillhouse show RECIPE` prints the resolved form."""
 
@@ -206,6 +213,7 @@ class Recipe(Section):
     data: DataSection
     objective: Annotated[list[ObjectiveName], BeforeValidator(_to_list), Field(min_length=1)]
     train: TrainSection = TrainSection()
+    score: ScoreSection = ScoreSection()
     evaluate: list[EvaluatorName] = [Component(name="likelihood"), Component(name="fidelity")]
     headline: str | None = Field(None, description="the metric of the report's first sentence; none chooses")
     control: bool = True

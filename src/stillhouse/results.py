@@ -111,7 +111,7 @@ def choose_headline(metrics: Mapping[str, Metric], wanted: str | None) -> str:
 
 def summarize(results: Mapping[str, ModelResult], headline: str | None) -> dict[str, Any]:
     """The content of evaluation.json from each role's result."""
-    student, teacher, control = results["student"], results["teacher"], results.get("control")
+    student, teacher, control = results["student"], results.get("teacher", ModelResult()), results.get("control")
     metrics = {name: m for result in results.values() for name, m in result.metrics.items()}
     paired = [(one, other) for one, other in COMPARED if one in results and other in results]
     quality = [name for name in student.measurements if name in teacher.measurements]

@@ -26,6 +26,7 @@ from stillhouse.registry import name_of
 from stillhouse.report.page import write_report
 from stillhouse.results import ROLES, ModelResult, summarize
 from stillhouse.runs import RunFolder, StageRecord, environment
+from stillhouse.scoring import write_signals
 from stillhouse.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from stillhouse.training.chunking import choose_chunk
 from stillhouse.training.loop import Compute, Step, TrainState, train
@@ -62,6 +63,11 @@ def train_only(recipe: Recipe, out: Path, progress: Progress = silent) -> Outcom
     return _with_workshop(recipe, out, progress, ("data", "train"))
 
 
+def score(recipe: Recipe, out: Path, progress: Progress = silent) -> Outcome:
+    """Data, and what the teacher says about it, stored in `out/signals` for the `stored` teacher of other runs."""
+    return _with_workshop(recipe, out, progress, ("data", "score"))
+
+
 def evaluate_run(out: Path, progress: Progress = silent) -> Outcome:
     """Evaluate the models of a run folder and write its report.
 
@@ -82,6 +88,8 @@ def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequenc
             if "data" in parts:
                 _data(shop, outcome)
             _describe_environment(shop)
+            if "score" in parts and write_signals(shop):
+                outcome.skipped.append("score")
             if "train" in parts:
                 _train(shop, outcome, "student")
                 if shop.has_control:
@@ -191,7 +199,8 @@ def _train_to_the_end(
     recipe, settings = shop.recipe, shop.recipe.train
     torch.manual_seed(recipe.seed)
     student = shop.new_student()
-    batches = shop.batches(shop.rendered(source, record))
+    rendered = shop.rendered(source, record)
+    batches = shop.batches(rendered)
     optim = Optim(
         **settings.model_dump(include={"lr", "warmup", "schedule", "clip", "weight_decay", "beta2", "optimizer"})
     )
@@ -204,6 +213,8 @@ def _train_to_the_end(
     shop.folder.forget_metrics(role, state.step)
     every = settings.checkpoint_every or max(1, settings.steps // 5)
     teacher = shop.teacher if any(o.needs for o in objectives) else None
+    if teacher is not None:
+        teacher.prepare(rendered)
     read_before = teacher.tokens_read if teacher else 0
     watched = _Cadence(shop, role)
     for step in train(
@@ -281,7 +292,8 @@ class _Cadence:
 
 def _evaluate(shop: Workshop, outcome: Outcome) -> None:
     """Measure every model, compare them pairwise, write evaluation.json and samples.jsonl."""
-    roles = [role for role in ROLES if role != "control" or shop.has_control]
+    absent = {"control": not shop.has_control, "teacher": not shop.plan.teacher.live}
+    roles = [role for role in ROLES if not absent.get(role)]
     results: dict[str, ModelResult] = {}
     for place, role in enumerate(roles):
         shop.progress("evaluate", place, len(roles), role)

@@ -106,6 +106,19 @@ def outcome_text(facts: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str
     return "\n".join(lines)
 
 
+def store_text(facts: Mapping[str, Any]) -> str:
+    """What a signal store holds and how close it is to its teacher."""
+    return "\n".join(
+        [
+            f"{facts['examples']:,} examples, {facts['bytes_per_token']} bytes per token",
+            f"KL(teacher, stored) {number(facts['kl_nats_per_token'])} nats per token, kept mass "
+            f"{facts['kept_mass']:.4%}, likeliest token kept {facts['top1_agreement']:.2%}, on "
+            f"{facts['measured_tokens']:,} tokens",
+            f"Use it: teacher: {{stored: {{path: {facts['store']}}}}}",
+        ]
+    )
+
+
 def comparison_table(result: Mapping[str, Any]) -> str:
     """Every run's value and the paired differences to the first run."""
     runs = list(result["runs"])

@@ -27,7 +27,19 @@ LAYERS: list[set[str]] = [
     {"teachers", "objectives", "student"},
     {"synthesis", "selection", "condensation"},
     {"training", "evaluation", "report"},
-    {"cards", "checking", "comparing", "doctor", "preflight", "shortcuts", "stages", "terminal", "testing", "workshop"},
+    {
+        "cards",
+        "checking",
+        "comparing",
+        "doctor",
+        "preflight",
+        "scoring",
+        "shortcuts",
+        "stages",
+        "terminal",
+        "testing",
+        "workshop",
+    },
     {"cli", "__main__"},
 ]
 """From the ground up. The registry imports components by name at run time, so it stands on the ground as well."""

@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens (the longest of the batch), N selected token posit
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,13 @@ class TokenBatch:
     def select(self, rows_N: Tensor) -> TokenSlice:
         """Targets and roles at flattened positions."""
         return TokenSlice(self.targets_BT.flatten()[rows_N], self.role_BT.flatten()[rows_N])
+
+    def digest(self, row: int) -> bytes:
+        """A hash of one example's tokens and of which of them are trained; padding does not count."""
+        length = int(self.attention_BT[row].sum())
+        ids = torch.stack([self.tokens_BT[row, :length], self.targets_BT[row, :length]]).int().cpu().numpy()
+        trained = self.trained_BT[row, :length].cpu().numpy()
+        return hashlib.blake2b(ids.astype("<i4").tobytes() + trained.tobytes(), digest_size=8).digest()
 
     def trained_count(self) -> int:
         """How many predictions count."""

@@ -6,7 +6,7 @@ Shapes: N trained tokens (rows), V the vocabulary, K kept entries, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -99,6 +99,12 @@ class TopK(Signal):
         logprobs_NV = log_softmax(dense.logits_NV[..., :vocabulary], temperature)
         ids_NK = logprobs_NV.topk(k, dim=-1).indices
         return cls(ids_NK, *split_tail(logprobs_NV, ids_NK), vocabulary, temperature)
+
+    @classmethod
+    def join(cls, parts: Sequence[TopK]) -> TopK:
+        """Signals about consecutive tokens as one."""
+        ids, logprobs, tail = (torch.cat([getattr(p, n) for p in parts]) for n in ("ids_NK", "logprobs_NK", "tail_N"))
+        return cls(ids, logprobs, tail, parts[0].vocabulary, parts[0].temperature)
 
 
 def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:

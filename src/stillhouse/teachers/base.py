@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.data.batching import TokenBatch
+from stillhouse.data.rendering import Rendered
 from stillhouse.models import CausalLM, Sampling
 from stillhouse.signals.kinds import Signal
 
@@ -31,6 +32,14 @@ class TeacherSession(ABC):
     @abstractmethod
     def score(self, batch: TokenBatch) -> Signal:
         """What the teacher says about every position of a batch; rows are the flattened [B * T] positions."""
+
+    def prepare(self, rendered: Sequence[Rendered]) -> None:
+        """See, before training starts, that it can speak about these examples; most teachers can about any.
+
+        Raises:
+            StillhouseError: it cannot, and about which.
+        """
+        return
 
     @abstractmethod
     def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
@@ -63,6 +72,11 @@ class Teacher(ABC):
     family: ClassVar[str] = "teacher"
     provides: ClassVar[frozenset[str]] = frozenset()
     """What objectives may need of it, out of: text, token_logprobs, distribution, hidden_states, attentions."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it can be asked about any text; a record speaks about what it has heard alone."""
+        return True
 
     @abstractmethod
     def open(self, device: str = "cpu") -> TeacherSession:

@@ -1,0 +1,140 @@
+"""Score once, train often: the signal store through the real stages and the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from stillhouse import stages
+from stillhouse.cli import app
+from stillhouse.data.batching import TokenBatch
+from stillhouse.errors import NeedsError, SignalStoreError
+from stillhouse.recipe_file import load_recipe
+from stillhouse.signals.store import SignalStore
+from stillhouse.teachers.stored import StoredTeacher
+from stillhouse.testing import check_teacher
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Any, make_student: Any) -> Path:
+    """A folder with a teacher, its recipe, and the scored run of it."""
+    home = tmp_path_factory.mktemp("home")
+    make_student(seed=7, using=chat_tokenizer, hidden_size=32, max_position_embeddings=512).save(home / "teacher")
+    problems = {"count": 8, "steps": [2, 2], "distractors": 0.0}
+    recipe = {
+        "teacher": {"hf": {"model": str(home / "teacher")}},
+        "student": {
+            "config": {
+                "model_type": "llama",
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 512,
+            }
+        },
+        "data": {
+            "train": {"arithmetic": problems},
+            "heldout": {"arithmetic": {**problems, "split": "heldout"}},
+        },
+        "objective": ["forward_kl"],
+        "train": {"steps": 3, "lr": 1e-3, "tokens_per_step": 2048, "precision": "float32"},
+        "evaluate": ["likelihood"],
+        "samples": 2,
+    }
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    stages.score(load_recipe(str(home / "recipe.yaml"), ["score.k=32"]), home / "scored")
+    return home
+
+
+def stored(home: Path, *overrides: str, model: bool = True) -> Any:
+    weights = f", model: {home / 'teacher'}" if model else ""
+    teacher = f"teacher={{stored: {{path: {home / 'scored' / 'signals'}{weights}}}}}"
+    return load_recipe(str(home / "recipe.yaml"), [teacher, *overrides])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_scoring_is_done_once_and_comes_out_the_same(home: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["score", str(home / "recipe.yaml"), "score.k=32", "--out", str(home / "scored"), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["skipped"] == ["data", "score"]
+    assert facts["examples"] == 8
+    assert 0 < facts["kl_nats_per_token"] < 1
+    assert facts["top1_agreement"] == 1
+    assert facts["bytes_per_token"] == 32 * 6 + 4
+    stages.score(load_recipe(str(home / "recipe.yaml"), ["score.k=32"]), home / "again")
+    assert content(home / "again" / "signals") == content(home / "scored" / "signals")
+
+
+def test_a_record_of_everything_is_the_teacher_itself(home: Path) -> None:
+    vocabulary = SignalStore(home / "scored" / "signals").header.vocabulary
+    stages.score(load_recipe(str(home / "recipe.yaml"), [f"score.k={vocabulary}"]), home / "whole")
+    store = SignalStore(home / "whole" / "signals")
+    assert store.fidelity["kl_nats_per_token"] == pytest.approx(0, abs=1e-6)
+    stages.run(load_recipe(str(home / "recipe.yaml")), home / "live")
+    replaced = f"teacher={{stored: {{path: {store.folder}, model: {home / 'teacher'}}}}}"
+    stages.run(load_recipe(str(home / "recipe.yaml"), [replaced]), home / "from-record")
+    live, recorded = (load_file(home / name / "student" / "model.safetensors") for name in ("live", "from-record"))
+    for name, weight in live.items():
+        torch.testing.assert_close(recorded[name], weight, rtol=1e-3, atol=2e-5)
+
+
+def test_a_run_from_the_record_measures_the_teacher_where_its_weights_are(home: Path) -> None:
+    stages.run(stored(home, "evaluate=[likelihood, fidelity]"), home / "with-weights")
+    evaluation = json.loads((home / "with-weights" / "evaluation.json").read_text())
+    assert set(evaluation["models"]) == {"teacher", "student_before", "control", "student"}
+    assert evaluation["models"]["teacher"]["fidelity.kl"]["value"] == 0
+
+
+def test_a_run_from_the_record_alone(home: Path) -> None:
+    stages.run(stored(home, model=False), home / "alone")
+    evaluation = json.loads((home / "alone" / "evaluation.json").read_text())
+    assert set(evaluation["models"]) == {"student_before", "control", "student"}
+    assert "likelihood.loss" in evaluation["comparisons"]["student - control"]
+    assert (home / "alone" / "report.html").exists()
+    assert "teacher_tokens_read" not in json.loads((home / "alone" / "manifest.json").read_text())["cost"] or (
+        json.loads((home / "alone" / "manifest.json").read_text())["cost"]["teacher_tokens_read"] == 0
+    )
+
+
+def test_what_asks_about_held_out_text_needs_the_weights(home: Path) -> None:
+    with pytest.raises(NeedsError, match=r"fidelity asks the teacher .*\(stored: \{path: ..., model: ...\}\)"):
+        stages.run(stored(home, "evaluate=[fidelity]", model=False), home / "refused")
+
+
+def test_data_that_was_not_scored_is_refused_before_the_first_update(home: Path) -> None:
+    with pytest.raises(SignalStoreError, match="stillhouse score"):
+        stages.run(stored(home, "data.train.arithmetic.seed=5"), home / "other-data")
+    assert not (home / "other-data" / "metrics.jsonl").exists()
+
+
+def test_other_weights_than_those_recorded_are_refused(home: Path, make_student: Any, chat_tokenizer: Any) -> None:
+    make_student(seed=7, using=chat_tokenizer, hidden_size=16, max_position_embeddings=512).save(home / "other")
+    session = StoredTeacher(str(home / "scored" / "signals"), model=str(home / "other")).open()
+    with pytest.raises(SignalStoreError, match="Give the weights that were recorded"):
+        _ = session.lm
+
+
+def test_the_record_keeps_the_contract_of_teachers(home: Path) -> None:
+    from stillhouse.data.rendering import Renderer
+    from stillhouse.records import read_examples
+
+    session = StoredTeacher(str(home / "scored" / "signals")).open()
+    examples = list(read_examples(home / "scored" / "data" / "train.jsonl"))[:3]
+    batch = TokenBatch.of(Renderer(session.tokenizer, 512).render(examples))
+    check_teacher(session, batch, StoredTeacher.provides, live=False)
+    with pytest.raises(NeedsError, match="writes none"):
+        session.write([[1]], None)  # ty: ignore[invalid-argument-type]
