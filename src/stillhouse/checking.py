@@ -16,6 +16,7 @@ from stillhouse.data.sources import describe, read_source
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.recipe import Recipe, Source
 from stillhouse.registry import name_of
+from stillhouse.signals.layout import StoreHeader
 from stillhouse.training.chunking import choose_chunk
 from stillhouse.workshop import choose_device, render_settings
 
@@ -126,7 +127,8 @@ def _estimate(plan: Plan, student: Size, teacher: Size | None, data: dict[str, A
     heldout = sum(d["examples"] * d["mean_tokens"] for name, d in data.items() if name != "train")
     written = sum(d.get("written", 0) for d in data.values())
     written += sum(step.tokens_written(data["train"]["examples"]) for step in plan.steps)
-    teacher_reads = (tokens if plan.white_box else 0) + 2 * heldout
+    recorded = int(data["train"]["examples"] * data["train"]["mean_tokens"]) if plan.recipe.score else 0
+    teacher_reads = ((recorded or tokens) if plan.white_box else 0) + 2 * heldout
     teacher_size = teacher.parameters if teacher else 0
     # A forward pass costs two operations per weight and token, a backward pass four.
     operations = models * 6 * tokens * student.parameters + 2 * (teacher_reads + written) * teacher_size
@@ -138,12 +140,21 @@ def _estimate(plan: Plan, student: Size, teacher: Size | None, data: dict[str, A
         "teacher_tokens_read": int(teacher_reads),
         "teacher_tokens_written": int(written),
         "peak_memory_bytes": _memory(plan, student, teacher),
-        "disk_bytes": student.parameters * 4 * (models + 3 * models * (train.keep_checkpoints + 1)),
+        "disk_bytes": student.parameters * 4 * (models + 3 * models * (train.keep_checkpoints + 1))
+        + recorded * _bytes_per_token(plan),
         "seconds": round(operations / rate, 1),
         "operations_per_second": int(rate),
         "note": "time is the matrix products alone, at the speed measured just now; small models spend a multiple of "
         "it on everything else",
     }
+
+
+def _bytes_per_token(plan: Plan) -> int:
+    """Of the recorded signal; every token counts, because which are trained is known only after rendering."""
+    score = plan.recipe.score
+    return (
+        StoreHeader({}, "", len(plan.student_tokenizer), score.k, score.temperature).bytes_per_token() if score else 0
+    )
 
 
 def _memory(plan: Plan, student: Size, teacher: Size | None) -> int:

@@ -69,6 +69,7 @@ def make_plan(recipe: Recipe) -> Plan:
     writers = [*steps, *(s.synthesizer.build("synthesizer") for s in sources if s.synthesizer is not None)]
     match_needs(teacher, [*objectives, *evaluators, *writers])
     _require_live(teacher, [*evaluators, *writers])
+    _match_temperature(recipe, objectives)
     _refuse_twins(evaluators)
     teacher_tokenizer = teacher.load_tokenizer()
     student_tokenizer, config = _student(recipe, teacher_tokenizer)
@@ -120,6 +121,20 @@ def _require_live(teacher: Teacher, askers: Iterable[Evaluator | Synthesizer]) -
             raise NeedsError(
                 f"{name_of(asker)} asks the teacher about text that {name_of(teacher)} has not heard. Give the weights "
                 f"beside the record ({name_of(teacher)}: {{path: ..., model: ...}}), or leave {name_of(asker)} out."
+            )
+
+
+def _match_temperature(recipe: Recipe, objectives: Iterable[Objective]) -> None:
+    """A truncated distribution cannot be softened afterwards."""
+    if recipe.score is None:
+        return
+    kept = recipe.score.temperature
+    for objective in objectives:
+        wanted = getattr(objective, "temperature", kept)
+        if wanted != kept:
+            raise NeedsError(
+                f"{name_of(objective)} asks for temperature {wanted:g}, score.temperature is {kept:g}; a truncated "
+                f"distribution cannot be re-tempered. Set score.temperature to {wanted:g}."
             )
 
 

@@ -196,7 +196,7 @@ class TrainSection(Section):
 
 
 class ScoreSection(Section):
-    """What `stillhouse score` keeps of the teacher's distributions."""
+    """What is kept of the teacher's distributions when it is asked once, before training, not at every update."""
 
     k: int = Field(64, ge=1, description="likeliest tokens kept; the mass of all others is one tail bucket")
     temperature: float = Field(1.0, gt=0, description="must be that of the objectives that will read it")
@@ -213,7 +213,7 @@ class Recipe(Section):
     data: DataSection
     objective: Annotated[list[ObjectiveName], BeforeValidator(_to_list), Field(min_length=1)]
     train: TrainSection = TrainSection()
-    score: ScoreSection = ScoreSection()
+    score: ScoreSection | None = Field(None, description="ask the teacher once and train from its record")
     evaluate: list[EvaluatorName] = [Component(name="likelihood"), Component(name="fidelity")]
     headline: str | None = Field(None, description="the metric of the report's first sentence; none chooses")
     control: bool = True

@@ -11,6 +11,7 @@ from torch import Tensor
 from stillhouse.data.batching import TokenBatch, in_order
 from stillhouse.errors import NeedsError
 from stillhouse.models import vocabulary_size
+from stillhouse.recipe import ScoreSection
 from stillhouse.records import fingerprint_file
 from stillhouse.signals.kinds import Dense, Signal, TopK, log_softmax
 from stillhouse.signals.store import TOKENIZER, StoreHeader, StoreWriter, open_writer
@@ -32,7 +33,7 @@ def write_signals(shop: Workshop) -> bool:
         NeedsError: the teacher does not say whole distributions.
         SignalStoreError: the store there holds other signals, k is impossible, or the teacher says NaN.
     """
-    settings = shop.recipe.score
+    settings = shop.recipe.score or ScoreSection()
     inputs = {
         "score": settings.model_dump(mode="json"),
         "data": fingerprint_file(shop.path / "data" / "train.jsonl"),
@@ -45,6 +46,7 @@ def write_signals(shop: Workshop) -> bool:
         rendered, teacher, folder = shop.rendered("train", record), shop.teacher, shop.path / "signals"
         vocabulary, key = vocabulary_size(teacher.tokenizer), tokenizer_fingerprint(teacher.tokenizer)
         header = StoreHeader(teacher.identity(), key, vocabulary, settings.k, settings.temperature)
+        before = teacher.tokens_read
         measured, seen = torch.zeros(4, dtype=torch.float64), 0
         with open_writer(folder, header) as writer:
             teacher.tokenizer.save_pretrained(folder / TOKENIZER)
@@ -57,7 +59,7 @@ def write_signals(shop: Workshop) -> bool:
                 seen += len(batch.ids)
                 shop.progress("score", seen, len(rendered), f"{writer.bytes_written() / 2**20:.1f} MiB")
             writer.finish(_fidelity(measured, writer))
-        record.cost = {"teacher_tokens_read": teacher.tokens_read}
+        record.cost = {"teacher_tokens_read": teacher.tokens_read - before}
         record.out = {"k": header.k, "temperature": header.temperature, **_fidelity(measured, writer)}
     return False
 

@@ -88,7 +88,8 @@ def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequenc
             if "data" in parts:
                 _data(shop, outcome)
             _describe_environment(shop)
-            if "score" in parts and write_signals(shop):
+            recorded = recipe.score is not None and shop.plan.white_box
+            if ("score" in parts or ("train" in parts and recorded)) and write_signals(shop):
                 outcome.skipped.append("score")
             if "train" in parts:
                 _train(shop, outcome, "student")
@@ -182,7 +183,7 @@ def _train(shop: Workshop, outcome: Outcome, role: str) -> None:
         "role": role,
         "data": fingerprint_file(shop.path / "data" / f"{source}.jsonl"),
         "objectives": [repr(o) for o in objectives],
-        "recipe": recipe.model_dump(mode="json", include={"seed", "train"}),
+        "recipe": recipe.model_dump(mode="json", include={"seed", "train", "score"}),
         "models": shop.models_in_play,
         "rendering": recipe.data.model_dump(mode="json", include={"max_length", "overflow", "train_on"}),
     }
@@ -212,7 +213,7 @@ def _train_to_the_end(
         record.choose(f"{role} continued", f"from step {state.step}", "a checkpoint of a run that was stopped")
     shop.folder.forget_metrics(role, state.step)
     every = settings.checkpoint_every or max(1, settings.steps // 5)
-    teacher = shop.teacher if any(o.needs for o in objectives) else None
+    teacher = shop.signals if any(o.needs for o in objectives) else None
     if teacher is not None:
         teacher.prepare(rendered)
     read_before = teacher.tokens_read if teacher else 0

@@ -22,6 +22,7 @@ from stillhouse.records import Example, read_examples
 from stillhouse.runs import RunFolder, StageRecord
 from stillhouse.student import Student
 from stillhouse.teachers.base import TeacherSession
+from stillhouse.teachers.stored import StoredTeacher
 
 Progress = Callable[[str, int, int, str], None]
 """Called as (stage, done, total, note); the command line draws it, everyone else may ignore it."""
@@ -51,6 +52,13 @@ class Workshop:
     def teacher(self) -> TeacherSession:
         """The opened teacher."""
         return self.plan.teacher.open(self.device)
+
+    @cached_property
+    def signals(self) -> TeacherSession:
+        """Who is asked while the student trains: the teacher, or its record where the recipe says `score`."""
+        if self.recipe.score is None:
+            return self.teacher
+        return StoredTeacher(str(self.path / "signals")).open(self.device)
 
     @property
     def has_control(self) -> bool:

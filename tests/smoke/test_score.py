@@ -92,6 +92,25 @@ def test_a_record_of_everything_is_the_teacher_itself(home: Path) -> None:
         torch.testing.assert_close(recorded[name], weight, rtol=1e-3, atol=2e-5)
 
 
+def test_one_recipe_scores_and_trains_from_its_own_record(home: Path) -> None:
+    recipe = load_recipe(str(home / "recipe.yaml"), ["score.k=32", "objective.0.forward_kl.temperature=1"])
+    outcome = stages.run(recipe, home / "own-record")
+    assert outcome.skipped == []
+    assert content(home / "own-record" / "signals") == content(home / "scored" / "signals")
+    cost = {p.stem: json.loads(p.read_text())["cost"] for p in (home / "own-record" / "stages").glob("*.json")}
+    assert cost["train-student"]["teacher_tokens_read"] == 0
+    assert cost["score"]["teacher_tokens_read"] > 0
+    stages.run(stored(home), home / "others-record")
+    own, others = (load_file(home / name / "student" / "model.safetensors") for name in ("own-record", "others-record"))
+    assert all(torch.equal(own[name], others[name]) for name in own)
+
+
+def test_a_record_of_another_temperature_is_refused_before_it_is_made(home: Path) -> None:
+    recipe = load_recipe(str(home / "recipe.yaml"), ["score.k=32", "objective.forward_kl.temperature=2"])
+    with pytest.raises(NeedsError, match=r"Set score.temperature to 2\."):
+        stages.run(recipe, home / "tempered")
+
+
 def test_a_run_from_the_record_measures_the_teacher_where_its_weights_are(home: Path) -> None:
     stages.run(stored(home, "evaluate=[likelihood, fidelity]"), home / "with-weights")
     evaluation = json.loads((home / "with-weights" / "evaluation.json").read_text())
