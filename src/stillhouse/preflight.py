@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stillhouse.errors import NeedsError, RecipeError
 from stillhouse.evaluation.base import Evaluator
-from stillhouse.models import load_config, load_tokenizer
+from stillhouse.models import load_config, load_tokenizer, vocabulary_size
 from stillhouse.objectives.base import Objective
 from stillhouse.recipe import Recipe
 from stillhouse.registry import component as find_component
@@ -69,9 +69,9 @@ def make_plan(recipe: Recipe) -> Plan:
     writers = [*steps, *(s.synthesizer.build("synthesizer") for s in sources if s.synthesizer is not None)]
     match_needs(teacher, [*objectives, *evaluators, *writers])
     _require_live(teacher, [*evaluators, *writers])
-    _match_temperature(recipe, objectives)
     _refuse_twins(evaluators)
     teacher_tokenizer = teacher.load_tokenizer()
+    _match_record(recipe, objectives, vocabulary_size(teacher_tokenizer))
     student_tokenizer, config = _student(recipe, teacher_tokenizer)
     token_by_token = [name_of(c) for c in (*objectives, *evaluators) if "distribution" in c.needs]
     if token_by_token:
@@ -124,10 +124,12 @@ def _require_live(teacher: Teacher, askers: Iterable[Evaluator | Synthesizer]) -
             )
 
 
-def _match_temperature(recipe: Recipe, objectives: Iterable[Objective]) -> None:
-    """A truncated distribution cannot be softened afterwards."""
+def _match_record(recipe: Recipe, objectives: Iterable[Objective], vocabulary: int) -> None:
+    """No more entries are kept than there are tokens, at the temperature at which they will be read."""
     if recipe.score is None:
         return
+    if recipe.score.k > vocabulary:
+        raise RecipeError(f"score.k is {recipe.score.k}, the vocabulary has {vocabulary} tokens. Set a smaller k.")
     kept = recipe.score.temperature
     for objective in objectives:
         wanted = getattr(objective, "temperature", kept)

@@ -49,6 +49,9 @@ def write_signals(shop: Workshop) -> bool:
         before = teacher.tokens_read
         measured, seen = torch.zeros(4, dtype=torch.float64), 0
         with open_writer(folder, header) as writer:
+            if writer.repaired:
+                reason = "a writer before this one was stopped in the middle of a record"
+                record.choose("signals repaired", f"{writer.repaired} bytes cut off and scored again", reason)
             teacher.tokenizer.save_pretrained(folder / TOKENIZER)
             for index, batch in enumerate(in_order(rendered, _BATCH)):
                 # The stored signal is held against the teacher on batches 0, 1, 2, 4, 8, ...: few, of all lengths.
@@ -58,9 +61,10 @@ def write_signals(shop: Workshop) -> bool:
                     measured += _keep(writer, batch, signal, measure=sampled)
                 seen += len(batch.ids)
                 shop.progress("score", seen, len(rendered), f"{writer.bytes_written() / 2**20:.1f} MiB")
-            writer.finish(_fidelity(measured, writer))
+            fidelity = _fidelity(measured, writer)
+            writer.finish(fidelity)
         record.cost = {"teacher_tokens_read": teacher.tokens_read - before}
-        record.out = {"k": header.k, "temperature": header.temperature, **_fidelity(measured, writer)}
+        record.out = {"k": header.k, "temperature": header.temperature, **fidelity}
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from stillhouse import stages
 from stillhouse.cli import app
 from stillhouse.data.batching import TokenBatch
-from stillhouse.errors import NeedsError, SignalStoreError
+from stillhouse.errors import NeedsError, RecipeError, SignalStoreError
 from stillhouse.recipe_file import load_recipe
 from stillhouse.signals.store import SignalStore
 from stillhouse.teachers.stored import StoredTeacher
@@ -138,6 +140,21 @@ def test_data_that_was_not_scored_is_refused_before_the_first_update(home: Path)
     with pytest.raises(SignalStoreError, match="stillhouse score"):
         stages.run(stored(home, "data.train.arithmetic.seed=5"), home / "other-data")
     assert not (home / "other-data" / "metrics.jsonl").exists()
+
+
+def test_another_tokenizer_in_the_store_is_refused(home: Path) -> None:
+    shutil.copytree(home / "scored" / "signals", home / "retokenized")
+    tokenizer = AutoTokenizer.from_pretrained(home / "retokenized" / "tokenizer")
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(home / "retokenized" / "tokenizer")
+    with pytest.raises(SignalStoreError, match="not the tokenizer that the store was scored with"):
+        StoredTeacher(str(home / "retokenized")).open()
+
+
+def test_more_entries_than_tokens_are_refused_before_anything_is_written(home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"score.k is 5000, the vocabulary has \d+ tokens"):
+        stages.score(load_recipe(str(home / "recipe.yaml"), ["score.k=5000"]), home / "too-many")
+    assert not (home / "too-many" / "data").exists()
 
 
 def test_other_weights_than_those_recorded_are_refused(home: Path, make_student: Any, chat_tokenizer: Any) -> None:

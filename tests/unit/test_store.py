@@ -250,6 +250,17 @@ def test_damage_in_the_middle_is_not_repaired_as_if_it_were_torn(write: Callable
         write()
 
 
+def test_a_finished_store_that_turns_out_damaged_keeps_its_account(write: Callable[..., Path]) -> None:
+    folder = write()
+    shard = min(folder.glob("shard-*"))
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(SignalStoreError, match="is damaged"):
+        write()
+    assert (folder / "complete.json").exists()
+
+
 def test_no_store_here(tmp_path: Path) -> None:
     with pytest.raises(SignalStoreError, match="is no signal store"):
         SignalStore(tmp_path)

@@ -108,11 +108,9 @@ class StoreWriter:
         """
         if name in self._known:
             raise SignalStoreError(f"{self.folder} already holds a signal for example {name!r}; ids must be unique.")
-        data = memoryview(pack_record(self.header, name, _record(name, tokens, signal)))
+        data = pack_record(self.header, name, _record(name, tokens, signal))
         try:
-            stream = self._shard()
-            while data:
-                data = data[stream.write(data) :]
+            self._append(self._shard(), data)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -150,7 +148,6 @@ class StoreWriter:
                 f"{self.folder} holds other signals: {found.differences(self.header)}. Give this one a folder of its "
                 "own, or move the old one away."
             )
-        (self.folder / "complete.json").unlink(missing_ok=True)  # it is about to grow
         shards = shard_paths(self.folder)
         for number, path in enumerate(shards):
             good = self._take_stock(path, number, last=number == len(shards) - 1)
@@ -160,6 +157,7 @@ class StoreWriter:
         if shards and shards[-1].stat().st_size < SHARD_HEAD:
             shards.pop().unlink()
         self._number = len(shards) - 1
+        (self.folder / "complete.json").unlink(missing_ok=True)  # it is about to grow
 
     def _take_stock(self, path: Path, number: int, *, last: bool) -> int:
         """Note the ids of a shard's records; where the last whole one ends. Only the last shard can be torn."""
@@ -185,8 +183,14 @@ class StoreWriter:
             self.close()
             self._number += 1
             self._stream = shard_path(self.folder, self._number).open("ab", buffering=0)
-            self._stream.write(shard_head(self.header, self._number))
+            self._append(self._stream, shard_head(self.header, self._number))
         return self._stream
+
+    @staticmethod
+    def _append(stream: FileIO, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[stream.write(rest) :]
 
 
 def _record(name: str, tokens: bytes, signal: TopK) -> Record:

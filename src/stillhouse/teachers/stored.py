@@ -21,7 +21,9 @@ from stillhouse.errors import NeedsError, SignalStoreError
 from stillhouse.models import CausalLM, Sampling, fingerprint_model, load_config, load_tokenizer
 from stillhouse.records import fingerprint, fingerprint_file
 from stillhouse.signals.kinds import TopK
+from stillhouse.signals.layout import WAY_OUT
 from stillhouse.signals.store import TOKENIZER, SignalStore
+from stillhouse.signals.vocabulary import tokenizer_fingerprint
 from stillhouse.teachers.base import Teacher, TeacherSession
 
 
@@ -57,9 +59,16 @@ class StoredTeacher(Teacher):
         """The tokenizer that the store keeps a copy of.
 
         Raises:
-            SignalStoreError: no store, not finished, or damaged.
+            SignalStoreError: no store, not finished, damaged, or a tokenizer that is not the one it was scored with.
         """
-        return load_tokenizer(str(SignalStore(self.path).folder / TOKENIZER))
+        store = SignalStore(self.path)
+        tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
+        if tokenizer_fingerprint(tokenizer) != store.header.tokenizer:
+            raise SignalStoreError(
+                f"{store.folder / TOKENIZER} is not the tokenizer that the store was scored with: its ids mean other "
+                f"tokens. {WAY_OUT}"
+            )
+        return tokenizer
 
     def fingerprint(self) -> str | None:
         """Of the store's own account of itself, and of the weights."""
@@ -97,7 +106,7 @@ class StoredSession(TeacherSession):
 
     def __init__(self, settings: StoredTeacher, store: SignalStore, device: str) -> None:
         self.settings, self.store, self.device = settings, store, device
-        self.tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
+        self.tokenizer = settings.load_tokenizer()
 
     def prepare(self, rendered: Sequence[Rendered]) -> None:
         """See that every example is there and is the text that was scored.
