@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from stillhouse.data.rendering import Renderer
 from stillhouse.data.sources import describe, read_source
+from stillhouse.models import vocabulary_size
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.recipe import Recipe, Source
 from stillhouse.registry import name_of
-from stillhouse.signals.layout import StoreHeader
+from stillhouse.signals.layout import bytes_per_token
 from stillhouse.training.chunking import choose_chunk
 from stillhouse.workshop import choose_device, render_settings
 
@@ -127,7 +128,7 @@ def _estimate(plan: Plan, student: Size, teacher: Size | None, data: dict[str, A
     heldout = sum(d["examples"] * d["mean_tokens"] for name, d in data.items() if name != "train")
     written = sum(d.get("written", 0) for d in data.values())
     written += sum(step.tokens_written(data["train"]["examples"]) for step in plan.steps)
-    recorded = int(data["train"]["examples"] * data["train"]["mean_tokens"]) if plan.recipe.score else 0
+    recorded = int(data["train"]["examples"] * data["train"]["mean_tokens"]) if plan.recorded else 0
     teacher_reads = ((recorded or tokens) if plan.white_box else 0) + 2 * heldout
     teacher_size = teacher.parameters if teacher else 0
     # A forward pass costs two operations per weight and token, a backward pass four.
@@ -152,9 +153,7 @@ def _estimate(plan: Plan, student: Size, teacher: Size | None, data: dict[str, A
 def _bytes_per_token(plan: Plan) -> int:
     """Of the recorded signal; every token counts, because which are trained is known only after rendering."""
     score = plan.recipe.score
-    return (
-        StoreHeader({}, "", len(plan.student_tokenizer), score.k, score.temperature).bytes_per_token() if score else 0
-    )
+    return bytes_per_token(vocabulary_size(plan.teacher_tokenizer), score.k) if score else 0
 
 
 def _memory(plan: Plan, student: Size, teacher: Size | None) -> int:

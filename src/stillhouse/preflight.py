@@ -48,6 +48,11 @@ class Plan:
         return any(objective.needs for objective in self.objectives)
 
     @property
+    def recorded(self) -> bool:
+        """Whether training reads the teacher's record instead of asking at every update."""
+        return self.recipe.score is not None and self.white_box
+
+    @property
     def may_have_control(self) -> bool:
         """Whether the run trains the same student without its teacher, provided that there is text to train it on."""
         return self.recipe.control and (self.white_box or bool(self.steps))

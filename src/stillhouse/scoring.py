@@ -38,7 +38,7 @@ def write_signals(shop: Workshop) -> bool:
         "score": settings.model_dump(mode="json"),
         "data": fingerprint_file(shop.path / "data" / "train.jsonl"),
         "models": shop.models_in_play,
-        "rendering": shop.recipe.data.model_dump(mode="json", include={"max_length", "overflow", "train_on"}),
+        "rendering": shop.rendering_in_play,
     }
     with shop.folder.stage("score", inputs) as (record, done):
         if done:

@@ -88,8 +88,7 @@ def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequenc
             if "data" in parts:
                 _data(shop, outcome)
             _describe_environment(shop)
-            recorded = recipe.score is not None and shop.plan.white_box
-            if ("score" in parts or ("train" in parts and recorded)) and write_signals(shop):
+            if ("score" in parts or ("train" in parts and shop.plan.recorded)) and write_signals(shop):
                 outcome.skipped.append("score")
             if "train" in parts:
                 _train(shop, outcome, "student")
@@ -118,6 +117,8 @@ def _describe_environment(shop: Workshop) -> None:
         plain = "the objective is plain training, and there is no text but the teacher's to train a control on"
         reason = plain if shop.recipe.control else "the recipe says control: false"
         choices.append({"name": "control", "value": "none", "reason": reason})
+    if shop.recipe.score is not None and not shop.plan.recorded:
+        choices.append({"name": "record", "value": "none", "reason": "no objective reads the teacher's distributions"})
     facts = {**environment(), "device": shop.device, "seed": shop.recipe.seed, "choices": choices}
     shop.folder.write_json("environment.json", facts)
 
@@ -185,7 +186,7 @@ def _train(shop: Workshop, outcome: Outcome, role: str) -> None:
         "objectives": [repr(o) for o in objectives],
         "recipe": recipe.model_dump(mode="json", include={"seed", "train", "score"}),
         "models": shop.models_in_play,
-        "rendering": recipe.data.model_dump(mode="json", include={"max_length", "overflow", "train_on"}),
+        "rendering": shop.rendering_in_play,
     }
     with shop.folder.stage(f"train-{role}", inputs) as (record, done):
         if done:

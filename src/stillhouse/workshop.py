@@ -56,9 +56,7 @@ class Workshop:
     @cached_property
     def signals(self) -> TeacherSession:
         """Who is asked while the student trains: the teacher, or its record where the recipe says `score`."""
-        if self.recipe.score is None:
-            return self.teacher
-        return StoredTeacher(str(self.path / "signals")).open(self.device)
+        return StoredTeacher(str(self.path / "signals")).open(self.device) if self.plan.recorded else self.teacher
 
     @property
     def has_control(self) -> bool:
@@ -76,6 +74,11 @@ class Workshop:
         named = self.recipe.model_dump(mode="json", include={"teacher", "student"})
         start = self.recipe.student.model
         return {**named, "files": [self.plan.teacher.fingerprint(), start and fingerprint_model(start)]}
+
+    @cached_property
+    def rendering_in_play(self) -> dict[str, Any]:
+        """What of the recipe decides how examples become tokens: stages are done again when it changes."""
+        return self.recipe.data.model_dump(mode="json", include={"max_length", "overflow", "train_on"})
 
     def close(self) -> None:
         """Close the teacher if it was opened."""

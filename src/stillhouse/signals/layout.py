@@ -34,6 +34,16 @@ SHARD_HEAD = _SHARD.size
 Bytes = bytes | mmap.mmap
 
 
+def ids_dtype(vocabulary: int) -> np.dtype[Any]:
+    """The narrowest type that holds every token id."""
+    return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
+
+
+def bytes_per_token(vocabulary: int, k: int) -> int:
+    """Of one row: ids, log-probabilities and the tail."""
+    return k * (ids_dtype(vocabulary).itemsize + 4) + 4
+
+
 @dataclass(frozen=True)
 class StoreHeader:
     """What was asked of whom. Stores with equal headers hold equal signals for equal examples.
@@ -66,11 +76,11 @@ class StoreHeader:
     @property
     def ids_dtype(self) -> np.dtype[Any]:
         """The narrowest type that holds every token id."""
-        return np.dtype("<u2" if self.vocabulary <= 2**16 else "<u4")
+        return ids_dtype(self.vocabulary)
 
     def bytes_per_token(self) -> int:
-        """Of one row: ids, log-probabilities and the tail."""
-        return self.k * (self.ids_dtype.itemsize + 4) + 4
+        """Of one row."""
+        return bytes_per_token(self.vocabulary, self.k)
 
     def facts(self) -> dict[str, Any]:
         """As it stands in header.json."""
