@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from stillhouse.errors import NeedsError, RecipeError
 from stillhouse.evaluation.base import Evaluator
 from stillhouse.models import load_config, load_tokenizer, vocabulary_size
-from stillhouse.objectives.base import Objective
+from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.recipe import Recipe
 from stillhouse.registry import component as find_component
 from stillhouse.registry import name_of, names
@@ -27,6 +27,7 @@ class Plan:
 
     Attributes:
         max_length: tokens of the longest example.
+        record_temperature: of the teacher's record, where there is one or one is made.
         student_config: the student's architecture, as Hugging Face's configuration object.
         teacher_config: the teacher's, None where it is not a local architecture.
     """
@@ -41,6 +42,7 @@ class Plan:
     student_config: Any
     teacher_config: Any
     max_length: int
+    record_temperature: float
 
     @property
     def white_box(self) -> bool:
@@ -76,7 +78,7 @@ def make_plan(recipe: Recipe) -> Plan:
     _require_live(teacher, [*evaluators, *writers])
     _refuse_twins(evaluators)
     teacher_tokenizer = teacher.load_tokenizer()
-    _match_record(recipe, objectives, vocabulary_size(teacher_tokenizer))
+    temperature = _match_record(recipe, teacher, objectives, vocabulary_size(teacher_tokenizer))
     student_tokenizer, config = _student(recipe, teacher_tokenizer)
     token_by_token = [name_of(c) for c in (*objectives, *evaluators) if "distribution" in c.needs]
     if token_by_token:
@@ -99,6 +101,7 @@ def make_plan(recipe: Recipe) -> Plan:
         config,
         teacher_config,
         limit or context,
+        temperature,
     )
 
 
@@ -129,20 +132,30 @@ def _require_live(teacher: Teacher, askers: Iterable[Evaluator | Synthesizer]) -
             )
 
 
-def _match_record(recipe: Recipe, objectives: Iterable[Objective], vocabulary: int) -> None:
-    """No more entries are kept than there are tokens, at the temperature at which they will be read."""
-    if recipe.score is None:
-        return
-    if recipe.score.k > vocabulary:
-        raise RecipeError(f"score.k is {recipe.score.k}, the vocabulary has {vocabulary} tokens. Set a smaller k.")
-    kept = recipe.score.temperature
-    for objective in objectives:
-        wanted = getattr(objective, "temperature", kept)
-        if wanted != kept:
+def _match_record(recipe: Recipe, teacher: Teacher, objectives: Iterable[Objective], vocabulary: int) -> float:
+    """The temperature a record of the teacher has, or would be made at.
+
+    A truncated distribution cannot be softened afterwards, so every objective that reads it must ask for that one.
+    """
+    score = recipe.score
+    if score is not None and score.k > vocabulary:
+        raise RecipeError(f"score.k is {score.k}, the vocabulary has {vocabulary} tokens. Set a smaller k.")
+    wanted = {name_of(o): float(o.temperature) for o in objectives if isinstance(o, Divergence)}
+    kept = teacher.recorded_at or (score and score.temperature)
+    if kept is None:
+        if score is not None and len(set(wanted.values())) > 1:
             raise NeedsError(
-                f"{name_of(objective)} asks for temperature {wanted:g}, score.temperature is {kept:g}; a truncated "
-                f"distribution cannot be re-tempered. Set score.temperature to {wanted:g}."
+                f"One record has one temperature; the objectives ask for {wanted}. Give them the same one."
             )
+        return next(iter(wanted.values()), 1.0)
+    for name, temperature in wanted.items():
+        if temperature != kept:
+            raise NeedsError(
+                f"{name} asks for temperature {temperature:g}, the teacher's record has {kept:g}, and a truncated "
+                f"distribution cannot be re-tempered. Set the objective's temperature to {kept:g}, or score at "
+                f"{temperature:g}."
+            )
+    return kept
 
 
 def _refuse_twins(evaluators: Iterable[Evaluator]) -> None:

@@ -199,7 +199,7 @@ class ScoreSection(Section):
     """What is kept of the teacher's distributions when it is asked once, before training, not at every update."""
 
     k: int = Field(64, ge=1, description="likeliest tokens kept; the mass of all others is one tail bucket")
-    temperature: float = Field(1.0, gt=0, description="must be that of the objectives that will read it")
+    temperature: float | None = Field(None, gt=0, description="of the kept distributions; none takes the objectives'")
 
 
 class Recipe(Section):

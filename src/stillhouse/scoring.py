@@ -35,7 +35,7 @@ def write_signals(shop: Workshop) -> bool:
     """
     settings = shop.recipe.score or ScoreSection()
     inputs = {
-        "score": settings.model_dump(mode="json"),
+        "score": [settings.k, shop.plan.record_temperature],
         "data": fingerprint_file(shop.path / "data" / "train.jsonl"),
         "models": shop.models_in_play,
         "rendering": shop.rendering_in_play,
@@ -45,7 +45,10 @@ def write_signals(shop: Workshop) -> bool:
             return True
         rendered, teacher, folder = shop.rendered("train", record), shop.teacher, shop.path / "signals"
         vocabulary, key = vocabulary_size(teacher.tokenizer), tokenizer_fingerprint(teacher.tokenizer)
-        header = StoreHeader(teacher.identity(), key, vocabulary, settings.k, settings.temperature)
+        temperature = shop.plan.record_temperature
+        if settings.temperature is None:
+            record.choose("score temperature", temperature, "that of the objectives that will read it")
+        header = StoreHeader(teacher.identity(), key, vocabulary, settings.k, temperature)
         before = teacher.tokens_read
         measured, seen = torch.zeros(4, dtype=torch.float64), 0
         with open_writer(folder, header) as writer:

@@ -19,38 +19,18 @@ from stillhouse.cli import app
 from stillhouse.data.batching import TokenBatch
 from stillhouse.errors import NeedsError, RecipeError, SignalStoreError
 from stillhouse.recipe_file import load_recipe
+from stillhouse.runs import RunFolder
 from stillhouse.signals.store import SignalStore
 from stillhouse.teachers.stored import StoredTeacher
 from stillhouse.testing import check_teacher
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Any, make_student: Any) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Any, make_student: Any, tiny_recipe: Any) -> Path:
     """A folder with a teacher, its recipe, and the scored run of it."""
     home = tmp_path_factory.mktemp("home")
     make_student(seed=7, using=chat_tokenizer, hidden_size=32, max_position_embeddings=512).save(home / "teacher")
-    problems = {"count": 8, "steps": [2, 2], "distractors": 0.0}
-    recipe = {
-        "teacher": {"hf": {"model": str(home / "teacher")}},
-        "student": {
-            "config": {
-                "model_type": "llama",
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "max_position_embeddings": 512,
-            }
-        },
-        "data": {
-            "train": {"arithmetic": problems},
-            "heldout": {"arithmetic": {**problems, "split": "heldout"}},
-        },
-        "objective": ["forward_kl"],
-        "train": {"steps": 3, "lr": 1e-3, "tokens_per_step": 2048, "precision": "float32"},
-        "evaluate": ["likelihood"],
-        "samples": 2,
-    }
+    recipe = tiny_recipe(home / "teacher", objective=["forward_kl"], evaluate=["likelihood"], samples=2)
     (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     stages.score(load_recipe(str(home / "recipe.yaml"), ["score.k=32"]), home / "scored")
     return home
@@ -107,10 +87,32 @@ def test_one_recipe_scores_and_trains_from_its_own_record(home: Path) -> None:
     assert all(torch.equal(own[name], others[name]) for name in own)
 
 
-def test_a_record_of_another_temperature_is_refused_before_it_is_made(home: Path) -> None:
-    recipe = load_recipe(str(home / "recipe.yaml"), ["score.k=32", "objective.forward_kl.temperature=2"])
-    with pytest.raises(NeedsError, match=r"Set score.temperature to 2\."):
-        stages.run(recipe, home / "tempered")
+def test_the_record_takes_the_temperature_of_the_objectives(home: Path) -> None:
+    stages.score(load_recipe(str(home / "recipe.yaml"), ["objective.forward_kl.temperature=2"]), home / "tempered")
+    assert SignalStore(home / "tempered" / "signals").header.temperature == 2
+    choices = RunFolder(home / "tempered").stage_record("score").choices
+    assert {"name": "score temperature", "value": 2.0, "reason": "that of the objectives that will read it"} in choices
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["score.k=32", "score.temperature=1"], "asks for temperature 2, the teacher's record has 1"),
+        (["score.k=32", "objective=[{forward_kl: {temperature: 2}}, reverse_kl]"], "One record has one temperature"),
+    ],
+)
+def test_a_record_that_no_objective_can_read_is_refused_before_it_is_made(
+    home: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    recipe = load_recipe(str(home / "recipe.yaml"), ["objective.forward_kl.temperature=2", *overrides])
+    with pytest.raises(NeedsError, match=message):
+        stages.run(recipe, tmp_path / "run")
+
+
+def test_a_record_of_another_temperature_is_refused_before_training(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(NeedsError, match="asks for temperature 2, the teacher's record has 1"):
+        stages.run(stored(home, "objective.forward_kl.temperature=2"), tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()
 
 
 def test_a_run_from_the_record_measures_the_teacher_where_its_weights_are(home: Path) -> None:

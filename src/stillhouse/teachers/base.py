@@ -78,6 +78,11 @@ class Teacher(ABC):
         """Whether it can be asked about any text; a record speaks about what it has heard alone."""
         return True
 
+    @property
+    def recorded_at(self) -> float | None:
+        """The temperature of a record's distributions; None where the teacher can be asked at any."""
+        return None
+
     @abstractmethod
     def open(self, device: str = "cpu") -> TeacherSession:
         """Load or connect."""

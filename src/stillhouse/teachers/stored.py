@@ -21,7 +21,7 @@ from stillhouse.errors import NeedsError, SignalStoreError
 from stillhouse.models import CausalLM, Sampling, fingerprint_model, load_config, load_tokenizer
 from stillhouse.records import fingerprint, fingerprint_file
 from stillhouse.signals.kinds import TopK
-from stillhouse.signals.layout import WAY_OUT
+from stillhouse.signals.layout import WAY_OUT, read_header
 from stillhouse.signals.store import TOKENIZER, SignalStore
 from stillhouse.signals.vocabulary import tokenizer_fingerprint
 from stillhouse.teachers.base import Teacher, TeacherSession
@@ -47,6 +47,15 @@ class StoredTeacher(Teacher):
         """Only with the weights at hand can it be asked about text that it has not heard."""
         return self.model is not None
 
+    @property
+    def recorded_at(self) -> float | None:
+        """As the store's header says.
+
+        Raises:
+            SignalStoreError: no store, or a damaged header.
+        """
+        return read_header(Path(self.path)).temperature
+
     def open(self, device: str = "cpu") -> StoredSession:
         """Map the store into memory.
 
@@ -61,14 +70,7 @@ class StoredTeacher(Teacher):
         Raises:
             SignalStoreError: no store, not finished, damaged, or a tokenizer that is not the one it was scored with.
         """
-        store = SignalStore(self.path)
-        tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
-        if tokenizer_fingerprint(tokenizer) != store.header.tokenizer:
-            raise SignalStoreError(
-                f"{store.folder / TOKENIZER} is not the tokenizer that the store was scored with: its ids mean other "
-                f"tokens. {WAY_OUT}"
-            )
-        return tokenizer
+        return _tokenizer(SignalStore(self.path))
 
     def fingerprint(self) -> str | None:
         """Of the store's own account of itself, and of the weights."""
@@ -78,6 +80,16 @@ class StoredTeacher(Teacher):
     def load_config(self) -> Any:
         """The recorded teacher's configuration where its weights are at hand."""
         return load_config(self.model) if self.model is not None else None
+
+
+def _tokenizer(store: SignalStore) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
+    if tokenizer_fingerprint(tokenizer) != store.header.tokenizer:
+        raise SignalStoreError(
+            f"{store.folder / TOKENIZER} is not the tokenizer that the store was scored with: its ids mean other "
+            f"tokens. {WAY_OUT}"
+        )
+    return tokenizer
 
 
 def recorded_signal(store: SignalStore, batch: TokenBatch) -> TopK:
@@ -106,7 +118,7 @@ class StoredSession(TeacherSession):
 
     def __init__(self, settings: StoredTeacher, store: SignalStore, device: str) -> None:
         self.settings, self.store, self.device = settings, store, device
-        self.tokenizer = settings.load_tokenizer()
+        self.tokenizer = _tokenizer(store)
 
     def prepare(self, rendered: Sequence[Rendered]) -> None:
         """See that every example is there and is the text that was scored.
