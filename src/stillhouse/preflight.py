@@ -141,12 +141,12 @@ def _match_record(recipe: Recipe, teacher: Teacher, objectives: Iterable[Objecti
     if score is not None and score.k > vocabulary:
         raise RecipeError(f"score.k is {score.k}, the vocabulary has {vocabulary} tokens. Set a smaller k.")
     wanted = {name_of(o): float(o.temperature) for o in objectives if isinstance(o, Divergence)}
-    kept = teacher.recorded_at or (score and score.temperature)
+    kept = teacher.recorded_at
+    if kept is None and score is not None:
+        kept = score.temperature
     if kept is None:
         if score is not None and len(set(wanted.values())) > 1:
-            raise NeedsError(
-                f"One record has one temperature; the objectives ask for {wanted}. Give them the same one."
-            )
+            raise NeedsError(f"One record has one temperature; the objectives ask for {wanted}. Give them the same.")
         return next(iter(wanted.values()), 1.0)
     for name, temperature in wanted.items():
         if temperature != kept:

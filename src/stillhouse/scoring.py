@@ -11,7 +11,6 @@ from torch import Tensor
 from stillhouse.data.batching import TokenBatch, in_order
 from stillhouse.errors import NeedsError
 from stillhouse.models import vocabulary_size
-from stillhouse.recipe import ScoreSection
 from stillhouse.records import fingerprint_file
 from stillhouse.signals.kinds import Dense, Signal, TopK, log_softmax
 from stillhouse.signals.store import TOKENIZER, StoreHeader, StoreWriter, open_writer
@@ -33,7 +32,8 @@ def write_signals(shop: Workshop) -> bool:
         NeedsError: the teacher does not say whole distributions.
         SignalStoreError: the store there holds other signals, k is impossible, or the teacher says NaN.
     """
-    settings = shop.recipe.score or ScoreSection()
+    settings = shop.recipe.score
+    assert settings is not None  # `stages.score` sees to it
     inputs = {
         "score": [settings.k, shop.plan.record_temperature],
         "data": fingerprint_file(shop.path / "data" / "train.jsonl"),

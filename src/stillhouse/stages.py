@@ -20,7 +20,7 @@ from stillhouse.evaluation.base import Evaluator, Heldout, Result
 from stillhouse.models import CausalLM, Sampling
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, ScoreSection
 from stillhouse.records import Example, fingerprint_file, fingerprint_path, write_examples
 from stillhouse.registry import name_of
 from stillhouse.report.page import write_report
@@ -65,7 +65,8 @@ def train_only(recipe: Recipe, out: Path, progress: Progress = silent) -> Outcom
 
 def score(recipe: Recipe, out: Path, progress: Progress = silent) -> Outcome:
     """Data, and what the teacher says about it, stored in `out/signals` for the `stored` teacher of other runs."""
-    return _with_workshop(recipe, out, progress, ("data", "score"))
+    asked = recipe if recipe.score is not None else recipe.model_copy(update={"score": ScoreSection()})
+    return _with_workshop(asked, out, progress, ("data", "score"))
 
 
 def evaluate_run(out: Path, progress: Progress = silent) -> Outcome:
