@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeStudent, build_tokenizer
+from building import MakeStudent, build_tokenizer
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CHAT_TEMPLATE, MakeStudent, build_tokenizer
+from building import CHAT_TEMPLATE, MakeStudent, build_tokenizer
 from torch.nn import functional
 
 from stillhouse import registry

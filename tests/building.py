@@ -1,0 +1,62 @@
+"""Builders that fixtures and test modules share: a real tokenizer trained in a blink, and a tiny model's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from stillhouse.data.rendering import Rendered
+from stillhouse.student import Student
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+_CORPUS = [
+    "Ann has 2 apples and buys 3 apples, so Ann has 2 + 3 = 5 apples. The answer is 5.",
+    "abcabcabc abcabcabc the cat sat on the mat, the cat ate the rat.",
+]
+
+MakeStudent = Callable[..., Student]
+Render = Callable[..., list[Rendered]]
+
+TINY: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.4,  # far from uniform, so that a wrong answer is visibly wrong
+}
+
+
+def build_tokenizer(*, bos: bool = False, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """A byte-level BPE with about 300 tokens that can write any text."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    raw.train_from_iterator(_CORPUS, trainer)
+    raw.post_processor = processors.ByteLevel(trim_offsets=False)
+    if bos:
+        begin = raw.token_to_id("<bos>")
+        raw.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", begin)])
+    named: dict[str, Any] = {"eos_token": "<eos>", "pad_token": "<pad>"}
+    if bos:
+        named["bos_token"] = "<bos>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **named)
+    tokenizer.chat_template = chat_template
+    return tokenizer
