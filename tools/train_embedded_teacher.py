@@ -5,7 +5,7 @@ precision, evaluates the saved folder on held-out problems and writes the model 
 
     python tools/train_embedded_teacher.py --out src/stillhouse/assets/teacher --scratch /path/to/scratch
 
-The run is fixed by ``--seed`` and ``--steps``, needs about an hour on two processor cores, and resumes from its scratch
+The run is fixed by ``--seed`` and ``--steps``, needs about half an hour on two processor cores, and resumes from its scratch
 folder when it was interrupted.
 """
 
@@ -230,7 +230,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("src/stillhouse/assets/teacher"))
     parser.add_argument("--scratch", type=Path, required=True, help="folder for the checkpoint of the run")
-    parser.add_argument("--steps", type=int, default=7000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps")
     parser.add_argument("--batch", type=int, default=32, help="problems a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

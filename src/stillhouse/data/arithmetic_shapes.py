@@ -2,7 +2,9 @@
 
 Every block of :data:`BLOCKS` lists the clauses of one category, separated by ``|``; a sentence shape is a clause in a
 frame ("Later, ..."). A shape's id is its category, clause and frame (``gain-07-2``), whose numbers decide its split
-(:func:`read_block`): append at the end of a block, since inserting would move the others to another split.
+(:func:`read_block`): append at the end of a block, since inserting would move the others to another split. A clause that adds and one that
+takes away differ in more than who the owner is ("{who} takes {n} {items} from {other}" is here, its mirror image is
+not): models of this size do not learn to tell the two by the name alone.
 
 Placeholders: ``{who}`` the owner, ``{other}`` a person not named before, ``{items}``/``{item}`` the unit,
 ``{new}``/``{new1}`` the unit after the sentence, ``{boxes}``/``{box}`` a container, ``{n}``/``{m}`` numbers, ``{k}`` a
@@ -75,7 +77,7 @@ BLOCKS: dict[str, str] = {
 | {other} adds {n} {items} to those of {who}. | {who} collects {n} other {items}. | {other} sends {who} {n} {items}.
 | Later, {who} buys {n} {items} at the {place}. | {who} makes {n} more {items}.
 | {who} then receives {n} more {items} from a friend. | {who} wins {n} {items} in a game.
-| {other} hands {n} {items} to {who}. | At the {place}, {who} picks up {n} {items}.
+| {other} shares {n} {items} with {who}. | At the {place}, {who} picks up {n} {items}.
 | {who} borrows {n} {items} from {other}. | A gift of {n} {items} arrives for {who}.
 | At the {place}, {who} wins {n} more {items}. | {who} takes {n} {items} from {other}.
 | {other} lends {who} {n} {items}. | After that, {who} adds {n} new {items}.
@@ -87,13 +89,15 @@ BLOCKS: dict[str, str] = {
 """,
     "loss": """
 {who} gives {n} {items} to {other}. | {who} loses {n} {items}. | {who} gives away {n} {items}.
-| {who} then loses {n} {items} at the {place}. | {other} takes {n} {items} from {who}. | {who} throws away {n} {items}.
+| {who} then loses {n} {items} at the {place}. | {other} steals {n} {items} from {who}. | {who} throws away {n} {items}.
 | {n} {items} break, and {who} throws them away. | {who} sends {n} {items} to {other}. | {who} uses {n} of the {items}.
-| {other} gets {n} {items} from {who}. | {who} drops {n} {items} in the river. | Later, {who} gives {other} {n} {items}.
+| {other} asks for {n} {items}, and {who} gives them. | {who} drops {n} {items} in the river.
+| Later, {who} gives {other} {n} {items}.
 | {who} donates {n} {items} to the {place}. | {n} of the {items} get lost. | {who} hands {n} {items} to {other}.
 | {who} gives {n} of the {items} away at the {place}. | {who} lends {n} {items} to {other}.
-| Then {n} {items} of {who} break. | {other} borrows {n} {items} from {who}. | {who} leaves {n} {items} at the {place}.
-| {other} is given {n} {items} by {who}. | Then {other} takes {n} of the {items} of {who}.
+| Then {n} {items} of {who} break. | {other} walks away with {n} {items} of {who}.
+| {who} leaves {n} {items} at the {place}.
+| {who} passes {n} {items} on to {other}. | Then {other} takes {n} of the {items} of {who}.
 | {n} of the {items} are lost on the way. | {who} uses up {n} {items} at the {place}.
 | {who} leaves {n} of the {items} behind. | Then {who} donates {n} {items}. | A thief takes {n} {items} from {who}.
 | {who} uses up {n} of the {items}. | {who} removes {n} {items}. | {n} {items} fall in the river and are lost.
@@ -114,13 +118,14 @@ BLOCKS: dict[str, str] = {
 | {who} earns {n} more {items} at the {place}. | {other} pays {who} {n} {items}.
 | {who} finds {n} {items} on the street. | {who} wins {n} {items}. | A job brings {who} {n} more {items}.
 | {other} gives {who} {n} {items} for a job. | For work, {other} pays {n} {items} to {who}.
-| {who} saves another {n} {items}. | {who} gets {n} {items} as a gift. | {other} sends {n} {items} to {who}.
+| {who} saves another {n} {items}. | {who} gets {n} {items} as a gift. | {n} {items} from {other} arrive for {who}.
 | A gift of {n} {items} comes from {other}. | {who} is given {n} more {items}. | {who} is paid {n} {items} by {other}.
 | {who} sells a lamp for {n} {items}. | At the {place}, {who} sells a coat for {n} {items}.
 """,
     "spend": """
 {who} spends {n} {items}. | {who} pays {n} {items} for a coat. | {who} buys a lamp for {n} {items}.
-| {who} spends {n} {items} on a lamp. | {who} loses {n} {items} on the street. | {who} pays {other} {n} {items}.
+| {who} spends {n} {items} on a lamp. | {who} loses {n} {items} on the street.
+| {who} owes {other} {n} {items} and pays.
 | {who} gives {n} {items} to {other} for a lamp. | A coat costs {n} {items}, and {who} buys it.
 | {who} buys lunch for {n} {items} at the {place}. | {who} pays {n} {items} to {other} for lunch.
 | A ticket costs {who} {n} {items}. | {who} spends {n} {items} at the {place}.
