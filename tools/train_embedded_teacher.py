@@ -5,8 +5,8 @@ precision, evaluates the saved folder on held-out problems and writes the model 
 
     python tools/train_embedded_teacher.py --out src/stillhouse/assets/teacher --scratch /path/to/scratch
 
-The run is fixed by ``--seed`` and ``--steps``, needs about half an hour on two processor cores, and resumes from its scratch
-folder when it was interrupted.
+The run is fixed by ``--seed`` and ``--steps``, needs about half an hour on two processor cores, and resumes from its
+scratch folder when it was interrupted.
 """
 
 from __future__ import annotations
