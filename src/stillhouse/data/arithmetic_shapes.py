@@ -2,9 +2,10 @@
 
 Every block of :data:`BLOCKS` lists the clauses of one category, separated by ``|``; a sentence shape is a clause in a
 frame ("Later, ..."). A shape's id is its category, clause and frame (``gain-07-2``), whose numbers decide its split
-(:func:`read_block`): append at the end of a block, since inserting would move the others to another split. A clause that adds and one that
-takes away differ in more than who the owner is ("{who} takes {n} {items} from {other}" is here, its mirror image is
-not): models of this size do not learn to tell the two by the name alone.
+(:func:`read_block`): append at the end of a block, since inserting would move the others to another split.
+
+A clause that adds and one that takes away differ in more than who the owner is: "{who} takes {n} {items} from {other}"
+is here, its mirror image is not. A model of this size does not learn to tell the two by the name alone.
 
 Placeholders: ``{who}`` the owner, ``{other}`` a person not named before, ``{items}``/``{item}`` the unit,
 ``{new}``/``{new1}`` the unit after the sentence, ``{boxes}``/``{box}`` a container, ``{n}``/``{m}`` numbers, ``{k}`` a
