@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from stillhouse.data.batching import TokenBatch
+from stillhouse.data.batching import Span, TokenBatch
 from stillhouse.objectives.forward_kl import ForwardKL
 from stillhouse.signals import Dense, Headed, align
 from stillhouse.training.chunking import batch_loss
@@ -41,7 +41,7 @@ def dense(hidden: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor, ch
 def chunked(hidden: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor, chunk: int) -> torch.Tensor:
     tokens, vocabulary = hidden.shape[1], student.shape[0]
     row = torch.zeros(1, tokens, dtype=torch.long)
-    batch = TokenBatch(("all",), row, row, row == 0, row.byte(), row + 1, (tokens,))
+    batch = TokenBatch(("all",), (Span(0, 0, tokens),), row, row, row == 0, row.byte(), row, (tokens,))
     lm: Any = SimpleNamespace(head=lambda h: h @ student.T, vocabulary=vocabulary, head_parameters=lambda: [student])
     signal = Headed(hidden.detach(), lambda h: h @ teacher.T, vocabulary)
     loss = batch_loss(lm, hidden, batch, signal, [ForwardKL()], chunk).total

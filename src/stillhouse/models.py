@@ -233,11 +233,17 @@ class CausalLM:
         """Number of weights, tied ones counted once."""
         return sum(p.numel() for p in self.model.parameters())
 
-    def hidden(self, tokens_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        """Last hidden states [B, T, D]; `attention_BT` is 1 at real tokens, padding on the right."""
-        return self.model.base_model(
-            input_ids=tokens_BT, attention_mask=attention_BT, use_cache=False
-        ).last_hidden_state
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """Last hidden states [B, T, D]. Padding stands on the right, where causal attention never looks.
+
+        Args:
+            tokens_BT: token ids.
+            positions_BT: place of each token in its sequence; where they do not count on, another sequence begins, and
+                none attends to another. None for one sequence a row.
+        """
+        # Without a mask transformers reads the sequences from the positions, and where each row holds one it leaves the
+        # mask to the attention kernel, which is faster than any mask in memory.
+        return self.model.base_model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).last_hidden_state
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of hidden states, with the scaling and capping that some architectures apply."""
@@ -264,7 +270,7 @@ class CausalLM:
         """
         tokens = torch.arange(4, device=self.device).remainder(self.vocabulary)[None]
         with self.inference():  # dropout would make any two passes differ
-            ours = self.head(self.hidden(tokens, torch.ones_like(tokens)))
+            ours = self.head(self.hidden(tokens))
             theirs = self.model(input_ids=tokens, use_cache=False).logits
         if ours.shape != theirs.shape or not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
             raise ModelError(

@@ -182,6 +182,7 @@ class TrainSection(Section):
     lr: float = Field(2e-5, gt=0)
     tokens_per_step: int = Field(32768, ge=1, description="padded tokens of one update")
     accumulate: int = Field(1, ge=1, description="micro-batches of one update")
+    packing: bool = Field(False, description="several examples a row, none of which attends to another")
     warmup: int = Field(0, ge=0, description="updates of linear warm-up")
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; none leaves it alone")

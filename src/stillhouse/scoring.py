@@ -73,18 +73,18 @@ def write_signals(shop: Workshop) -> bool:
 
 def _keep(writer: StoreWriter, batch: TokenBatch, signal: Signal, *, measure: bool) -> Tensor:
     """Store what is not there yet; the sums of `closeness` where they are asked for."""
-    sums, width = torch.zeros(4, dtype=torch.float64), batch.trained_BT.shape[1]
-    for row, name in enumerate(batch.ids):
+    sums = torch.zeros(4, dtype=torch.float64)
+    for example, name in enumerate(batch.ids):
         if name in writer and not measure:
             continue
         kept = []
-        for rows_N in (batch.trained_BT[row].nonzero().squeeze(1) + row * width).split(_ROWS):
+        for rows_N in batch.trained_rows_of(example).split(_ROWS):
             dense = _dense(signal, rows_N)
             kept.append(TopK.of(dense, writer.header.k, writer.header.temperature))
             if measure:
                 sums += closeness(dense, kept[-1])
         if name not in writer:
-            writer.add(name, batch.digest(row), TopK.join(kept))
+            writer.add(name, batch.digest(example), TopK.join(kept))
     return sums
 
 

@@ -239,7 +239,7 @@ def _check_signal(session: TeacherSession, batch: TokenBatch, provides: Collecti
     before = session.tokens_read
     signal = session.score(batch)
     read = session.tokens_read - before
-    asked = int(batch.attention_BT.sum()) if live else 0
+    asked = batch.real_count() if live else 0
     demand(read == asked, f"score() counted {read} tokens as read, the batch has {asked}")
     if provides is not None:
         missing = set(provides) - {"text"} - signal.provides
@@ -249,7 +249,7 @@ def _check_signal(session: TeacherSession, batch: TokenBatch, provides: Collecti
         )
     if "distribution" not in signal.provides:
         return
-    real = (batch.attention_BT if live else batch.trained_BT).flatten().nonzero().squeeze(1)
+    real = (batch.examples_BT() >= 0 if live else batch.trained_BT).flatten().nonzero().squeeze(1)
     whole = _read(session, signal, real)
     demand(len(whole) == len(real), f"{len(real)} rows were selected, {len(whole)} came back")
     demand(not whole.requires_grad, "the teacher's signal carries a gradient; score under torch.no_grad()")
@@ -290,7 +290,7 @@ def _check_causal(session: TeacherSession, batch: TokenBatch) -> None:
 
 def _check_writing(session: TeacherSession, batch: TokenBatch) -> None:
     prompts = [
-        ids[: max(1, int(n) // 2)] for ids, n in zip(batch.tokens_BT.tolist(), batch.attention_BT.sum(1), strict=True)
+        batch.tokens_BT[row, start : start + max(1, (stop - start) // 2)].tolist() for row, start, stop in batch.spans
     ]
     sampling = Sampling(max_new_tokens=5, temperature=0.0)
     before = session.tokens_written

@@ -128,7 +128,12 @@ class Workshop:
     def batches(self, rendered: Sequence[Rendered]) -> Batches:
         """The training stream."""
         train = self.recipe.train
-        return Batches(rendered, tokens_per_batch=train.tokens_per_step // train.accumulate, seed=self.recipe.seed)
+        return Batches(
+            rendered,
+            tokens_per_batch=train.tokens_per_step // train.accumulate,
+            seed=self.recipe.seed,
+            packing=train.packing,
+        )
 
     def heldout(self, name: str = "heldout", limit: int | None = None) -> Heldout:
         """A held-out data set, rendered for all evaluators and models alike."""

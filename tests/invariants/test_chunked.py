@@ -36,7 +36,7 @@ def teacher(make_student: Any) -> HFSession:
 def compute(
     student: Student, teacher: HFSession, batch: TokenBatch, objectives: list[Objective], chunk: int
 ) -> BatchLoss:
-    hidden = student.lm.hidden(batch.tokens_BT, batch.attention_BT)
+    hidden = student.lm.hidden(batch.tokens_BT, batch.positions_BT)
     return batch_loss(student.lm, hidden, batch, teacher.score(batch), objectives, chunk)
 
 
@@ -49,7 +49,7 @@ def gradients(student: Student, loss: BatchLoss) -> dict[str, Tensor]:
 def plain(student: Student, teacher: HFSession, batch: TokenBatch, objectives: list[Objective]) -> Tensor:
     """The oracle: all logits at once, ordinary autograd, no chunking code."""
     rows = batch.trained_rows()
-    hidden = student.lm.hidden(batch.tokens_BT, batch.attention_BT).flatten(0, 1)[rows]
+    hidden = student.lm.hidden(batch.tokens_BT, batch.positions_BT).flatten(0, 1)[rows]
     logits = student.lm.head(hidden)[:, : student.lm.vocabulary]
     signal, tokens = teacher.score(batch).select(rows), batch.select(rows)
     return torch.stack([o.weight * o.loss(logits, signal, tokens).sum() for o in objectives]).sum()
@@ -157,7 +157,7 @@ def test_no_tensor_grows_with_batch_times_vocabulary(
     session, student = HFSession(make_student(seed=9).lm), make_student(seed=1)
     objectives = [registry.build("objective", name, {})]
     vocabulary, width = student.lm.vocabulary, student.lm.model.config.hidden_size
-    hidden = student.lm.hidden(batch.tokens_BT, batch.attention_BT).detach().requires_grad_()  # the body is not watched
+    hidden = student.lm.hidden(batch.tokens_BT, batch.positions_BT).detach().requires_grad_()  # the body is not watched
     signal = session.score(batch)
     allowed = max(chunk * vocabulary, width * vocabulary, hidden.numel())
     assert batch.trained_count() * vocabulary > 3 * allowed  # or the test could not fail

@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, N trained tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import Any
@@ -143,7 +144,7 @@ def test_loss_is_that_of_the_models_own_logits(make_student: Any, rendered: list
 
 def gradients(student: Student, teacher: HFSession, batch: TokenBatch) -> dict[str, Tensor]:
     student.lm.model.zero_grad()
-    hidden = student.lm.hidden(batch.tokens_BT, batch.attention_BT)
+    hidden = student.lm.hidden(batch.tokens_BT, batch.positions_BT)
     loss = batch_loss(student.lm, hidden, batch, teacher.score(batch), OBJECTIVES, 8)
     loss.total.backward()
     return {n: p.grad.clone() for n, p in student.lm.model.named_parameters() if p.grad is not None}
@@ -153,7 +154,7 @@ def test_padding_changes_nothing(make_student: Any, teacher: HFSession, rendered
     """A batch of unequal lengths gives the summed gradient of its examples, each alone and without padding."""
     student = make_student(seed=4, double=True)
     batch = TokenBatch.of(rendered)
-    assert batch.attention_BT.sum() < batch.attention_BT.numel()
+    assert batch.real_count() < batch.tokens_BT.numel()
     together = gradients(student, teacher, batch)
     alone = [gradients(student, teacher, TokenBatch.of([r])) for r in rendered]
     for name, gradient in together.items():
@@ -165,14 +166,11 @@ def test_what_stands_in_the_padding_changes_nothing(
 ) -> None:
     student = make_student(seed=4, double=True)
     batch = TokenBatch.of(rendered)
-    noise = TokenBatch(
-        ids=batch.ids,
-        sizes=batch.sizes,
-        tokens_BT=torch.where(batch.attention_BT == 1, batch.tokens_BT, 77),
-        targets_BT=torch.where(batch.attention_BT == 1, batch.targets_BT, 78),
-        trained_BT=batch.trained_BT,
-        role_BT=batch.role_BT,
-        attention_BT=batch.attention_BT,
+    real_BT = batch.examples_BT() >= 0
+    noise = dataclasses.replace(
+        batch,
+        tokens_BT=torch.where(real_BT, batch.tokens_BT, 77),
+        targets_BT=torch.where(real_BT, batch.targets_BT, 78),
     )
     one, two = gradients(student, teacher, batch), gradients(student, teacher, noise)
     for name, gradient in one.items():

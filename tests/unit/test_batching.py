@@ -25,7 +25,8 @@ def test_padding_stands_on_the_right_and_counts_nowhere() -> None:
     assert batch.ids == ("x", "y")
     assert batch.tokens_BT.tolist() == [[1, 2, 0, 0], [1, 2, 3, 4]]
     assert batch.targets_BT.tolist() == [[2, 3, 0, 0], [2, 3, 4, 5]]
-    assert batch.attention_BT.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch.examples_BT().tolist() == [[0, 0, -1, -1], [1, 1, 1, 1]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
     assert batch.trained_BT.tolist() == [[True, False, False, False], [True, False, True, False]]
     assert batch.trained_count() == 3
     assert batch.sizes == (2, 4)
@@ -69,7 +70,7 @@ def test_epochs_differ_and_alike_lengths_go_together() -> None:
     second = [next(stream) for _ in range(count)]
     assert stream.state_dict()["epoch"] == 1
     assert [b.ids for b in first] != [b.ids for b in second]
-    padding = 1 - sum(int(b.attention_BT.sum()) for b in first) / sum(b.attention_BT.numel() for b in first)
+    padding = 1 - sum(b.real_count() for b in first) / sum(b.tokens_BT.numel() for b in first)
     assert padding < 0.1
     widths = [b.tokens_BT.shape[1] for b in first]
     assert widths != sorted(widths)  # batches are shuffled, not short ones first
@@ -110,7 +111,6 @@ def test_one_pass_over_nothing() -> None:
 def test_real_examples_come_out_as_they_went_in(tokenizer: Any, render: Any, examples: Any) -> None:
     rendered = {r.id: r for r in render(examples)}
     for batch in in_order(list(rendered.values()), 100):
-        for row, name in enumerate(batch.ids):
-            length = int(batch.attention_BT[row].sum())
-            assert batch.tokens_BT[row, :length].tolist() == rendered[name].tokens
-            assert batch.targets_BT[row, :length].tolist() == rendered[name].targets
+        for (row, start, stop), name in zip(batch.spans, batch.ids, strict=True):
+            assert batch.tokens_BT[row, start:stop].tolist() == rendered[name].tokens
+            assert batch.targets_BT[row, start:stop].tolist() == rendered[name].targets

@@ -57,7 +57,7 @@ def test_objectives_see_trained_tokens_alone_in_chunks_with_their_targets_and_ro
     SEEN.clear()
     student = make_student()
     pad_head(student.lm, 20)
-    hidden = student.lm.hidden(batch.tokens_BT, batch.attention_BT)
+    hidden = student.lm.hidden(batch.tokens_BT, batch.positions_BT)
     loss = batch_loss(student.lm, hidden, batch, None, [Recording(weight=0.5)], 4)
     count = batch.trained_count()
     assert [shape[0] for shape, _, _ in SEEN] == [4] * (count // 4) + ([count % 4] if count % 4 else [])
@@ -74,7 +74,7 @@ def test_no_trained_token_gives_zero(make_student: Any, grad: bool) -> None:
     student = make_student()
     batch = TokenBatch.of([Rendered("a", [5, 6], [6, 7], [False, False], [1, 1], 0)])
     with torch.set_grad_enabled(grad):
-        hidden = student.lm.hidden(batch.tokens_BT, batch.attention_BT)
+        hidden = student.lm.hidden(batch.tokens_BT, batch.positions_BT)
         loss = batch_loss(student.lm, hidden, batch, None, [CrossEntropy(), CrossEntropy()], 4)
     assert loss.parts.tolist() == [0.0, 0.0]
     assert loss.total.item() == 0.0
@@ -86,7 +86,7 @@ def test_no_trained_token_gives_zero(make_student: Any, grad: bool) -> None:
 def test_head_scaling_and_capping_are_part_of_the_chunk(make_student: Any, batch: TokenBatch) -> None:
     """Gemma caps its logits: the loss must be that of the capped ones."""
     student = make_student()
-    hidden = student.lm.hidden(batch.tokens_BT, batch.attention_BT).detach()
+    hidden = student.lm.hidden(batch.tokens_BT, batch.positions_BT).detach()
     student.lm.model.config.final_logit_softcapping = 0.5
     with torch.no_grad():
         loss = batch_loss(student.lm, hidden, batch, None, [CrossEntropy()], 4)

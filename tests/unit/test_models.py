@@ -201,7 +201,7 @@ def test_dtype_is_asked_for(folder: Path) -> None:
 def test_hidden_states_and_head_give_the_models_logits(make_student: Any, tied: bool) -> None:
     lm = make_student(seed=3, tied=tied).lm
     tokens = torch.arange(12).view(2, 6)
-    logits = lm.head(lm.hidden(tokens, torch.ones_like(tokens)))
+    logits = lm.head(lm.hidden(tokens))
     assert torch.equal(logits, lm.model(input_ids=tokens).logits)
     assert [p.shape for p in lm.head_parameters()] == [(300, 16)]
 

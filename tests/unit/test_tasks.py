@@ -78,7 +78,7 @@ def pupil(make_student: MakeStudent, tokenizer: Any) -> CausalLM:
     targets = batch.targets_BT[batch.trained_BT]
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=5e-3)
     for _ in range(200):
-        logits = lm.head(lm.hidden(batch.tokens_BT, batch.attention_BT)[batch.trained_BT])
+        logits = lm.head(lm.hidden(batch.tokens_BT, batch.positions_BT)[batch.trained_BT])
         loss = functional.cross_entropy(logits, targets)
         optimizer.zero_grad()
         loss.backward()

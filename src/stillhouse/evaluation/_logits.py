@@ -95,7 +95,7 @@ def chunks(model: CausalLM, rendered: Sequence[Rendered], teacher: CausalLM | No
             stack.enter_context(lm.inference())
         for batch in in_order(rendered):
             on_device = batch.to(model.device)
-            example_M = torch.tensor([place[name] for name in batch.ids]).repeat_interleave(batch.tokens_BT.shape[1])
+            example_M = torch.tensor([place[name] for name in batch.ids])[batch.examples_BT().flatten()]
             hidden = [_hidden_MD(lm, batch) for lm in asked]
             for rows_N in on_device.trained_rows().split(rows):
                 logits = [_logits_NV(lm, h, rows_N).to(model.device) for lm, h in zip(asked, hidden, strict=True)]
@@ -104,7 +104,7 @@ def chunks(model: CausalLM, rendered: Sequence[Rendered], teacher: CausalLM | No
 
 def _hidden_MD(lm: CausalLM, batch: TokenBatch) -> Tensor:
     there = batch.to(lm.device)
-    return lm.hidden(there.tokens_BT, there.attention_BT).flatten(0, 1)
+    return lm.hidden(there.tokens_BT, there.positions_BT).flatten(0, 1)
 
 
 def _logits_NV(lm: CausalLM, hidden_MD: Tensor, rows_N: Tensor) -> Tensor:

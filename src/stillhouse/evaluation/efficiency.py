@@ -104,7 +104,7 @@ class _Work:
     new: int
 
     def read(self) -> object:
-        hidden_BTD = self.model.hidden(self.tokens_BT, torch.ones_like(self.tokens_BT))
+        hidden_BTD = self.model.hidden(self.tokens_BT)
         return self.model.head(hidden_BTD[:, -1])
 
     def write(self) -> object:

@@ -78,8 +78,8 @@ class HFSession(TeacherSession):
     @torch.no_grad()
     def score(self, batch: TokenBatch) -> Headed:
         """Hidden states and the head; the [tokens, vocabulary] logits are made chunk by chunk, where they are used."""
-        self.tokens_read += int(batch.attention_BT.sum())
-        return Headed(self._lm.hidden(batch.tokens_BT, batch.attention_BT), self._lm.head, self._lm.vocabulary)
+        self.tokens_read += batch.real_count()
+        return Headed(self._lm.hidden(batch.tokens_BT, batch.positions_BT), self._lm.head, self._lm.vocabulary)
 
     def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
         """Generate; counted as written, prompts as read."""

@@ -99,12 +99,12 @@ def recorded_signal(store: SignalStore, batch: TokenBatch) -> TopK:
     Raises:
         SignalStoreError: an example is not there, or its text is not the one that was scored.
     """
-    places, width, k = batch.trained_BT.numel(), batch.trained_BT.shape[1], store.header.k
+    places, k = batch.trained_BT.numel(), store.header.k
     ids_MK = torch.zeros(places, k, dtype=torch.long)
     logprobs_MK, tail_M = torch.full((places, k), torch.nan), torch.full((places,), torch.nan)
-    for row, name in enumerate(batch.ids):
-        record = store.read(name, batch.digest(row))
-        rows_N = batch.trained_BT[row].nonzero().squeeze(1).cpu() + row * width
+    for example, name in enumerate(batch.ids):
+        record = store.read(name, batch.digest(example))
+        rows_N = batch.trained_rows_of(example).cpu()
         ids_MK[rows_N] = torch.from_numpy(record.ids_NK.astype(np.int64))
         logprobs_MK[rows_N] = torch.from_numpy(record.logprobs_NK.copy())
         tail_M[rows_N] = torch.from_numpy(record.tail_N.copy())

@@ -163,7 +163,7 @@ def _update(
     for batch in group:
         with torch.autocast(lm.device.type, dtype=compute.autocast, enabled=compute.autocast is not None):
             signal = teacher.score(batch) if teacher is not None and any(o.needs for o in objectives) else None
-            hidden_BTD = lm.hidden(batch.tokens_BT, batch.attention_BT)
+            hidden_BTD = lm.hidden(batch.tokens_BT, batch.positions_BT)
             summed = batch_loss(lm, hidden_BTD, batch, signal, objectives, chunk)
         (summed.total / count).backward()
         total += summed.total.item() / count

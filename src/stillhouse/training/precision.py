@@ -43,7 +43,7 @@ def _seconds(student: Student, batch: TokenBatch, dtype: torch.dtype | None) -> 
     for _ in range(_TRIALS + 1):
         started = time.perf_counter()
         with torch.autocast(lm.device.type, dtype=dtype, enabled=dtype is not None):
-            hidden = lm.hidden(batch.tokens_BT, batch.attention_BT)
+            hidden = lm.hidden(batch.tokens_BT, batch.positions_BT)
         hidden.float().sum().backward()
         if lm.device.type == "cuda":
             torch.cuda.synchronize()
