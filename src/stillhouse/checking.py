@@ -159,7 +159,7 @@ def _bytes_per_token(plan: Plan) -> int:
 def _memory(plan: Plan, student: Size, teacher: Size | None) -> int:
     """Weights, gradients and two moments in float32; kept activations; one chunk of logits of both models."""
     train = plan.recipe.train
-    micro = train.tokens_per_step // train.accumulate
+    micro = train.tokens_per_step // (train.accumulate or 1)
     weights = 16 * student.parameters + 4 * (teacher.parameters if teacher else 0)
     per_token_and_layer = 4 * (10 * student.width + 3 * student.intermediate)
     activations = micro * student.layers * per_token_and_layer

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,8 +26,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from stillhouse import world
 from stillhouse.errors import ModelError, did_you_mean
-from stillhouse.records import fingerprint_path
+from stillhouse.records import fingerprint, fingerprint_path
 
 EMBEDDED = {"stillhouse:arithmetic": Path(__file__).parent / "assets" / "teacher"}
 """Models that ship with the package, by the name recipes use."""
@@ -257,6 +259,21 @@ class CausalLM:
             logits = cap * torch.tanh(logits / cap)
         return logits
 
+    def layers(self) -> list[nn.Module]:
+        """The blocks that the architecture says belong together, such as its decoder layers."""
+        names = set(self.model._no_split_modules or ())
+        return [module for module in self.model.modules() if type(module).__name__ in names]
+
+    def spread(self) -> None:
+        """Spread the layers' frozen weights over all processes; embeddings and head stay whole in each, so that hidden
+        states, head and generation work as before, as long as all processes call them together."""
+        for layer in self.layers():
+            fully_shard(layer)
+
+    def is_spread(self) -> bool:
+        """Whether weights lie in several processes, so that all of them must take every step together."""
+        return any(isinstance(layer, FSDPModule) for layer in self.layers())
+
     def head_parameters(self) -> list[nn.Parameter]:
         """The trainable parameters that `head` uses."""
         return [p for p in self.model.get_output_embeddings().parameters() if p.requires_grad]
@@ -280,8 +297,12 @@ class CausalLM:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        """Continue each prompt (token ids); returns the new ids without the end token, in the order of the prompts."""
-        return [ids for _, ids in sorted(self._generate_batches(prompts, sampling))]
+        """Continue each prompt (token ids); returns the new ids without the end token, in the order of the prompts.
+
+        Processes share the batches; what is written does not depend on how many they are.
+        """
+        mine = list(self._generate_batches(prompts, sampling))
+        return [ids for _, ids in sorted(pair for pairs in world.gather(mine) for pair in pairs)]
 
     def _generate_batches(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling
@@ -291,9 +312,9 @@ class CausalLM:
             self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
         )
         with self.inference(), torch.random.fork_rng(devices=self._accelerators()):
-            torch.manual_seed(sampling.seed)
-            for start in range(0, len(order), sampling.batch_size):
-                chosen = order[start : start + sampling.batch_size]
+            for number, counts in world.turns(-(-len(order) // sampling.batch_size)):
+                torch.manual_seed(int(fingerprint([sampling.seed, number]), 16) % 2**63)
+                chosen = order[number * sampling.batch_size : (number + 1) * sampling.batch_size]
                 width = max(len(prompts[i]) for i in chosen)
                 tokens = torch.tensor(
                     [[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in chosen], device=self.device
@@ -302,7 +323,7 @@ class CausalLM:
                     [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen], device=self.device
                 )
                 written = self._generate(tokens, real, sampling, pad)[:, width:].tolist()
-                for i, ids in zip(chosen, written, strict=True):
+                for i, ids in zip(chosen, written, strict=True) if counts else ():
                     yield i, self._until_end(ids)
 
     def _accelerators(self) -> list[torch.device]:
@@ -328,6 +349,7 @@ class CausalLM:
             pad_token_id=pad,
             eos_token_id=self.end_ids() or None,
             suppress_tokens=padding or None,
+            synced_gpus=self.is_spread(),
             **draw,
         )
 

@@ -181,7 +181,12 @@ class TrainSection(Section):
     steps: int = Field(1000, ge=1)
     lr: float = Field(2e-5, gt=0)
     tokens_per_step: int = Field(32768, ge=1, description="padded tokens of one update")
-    accumulate: int = Field(1, ge=1, description="micro-batches of one update")
+    accumulate: int | None = Field(
+        None, ge=1, description="micro-batches of one update, all processes together; none takes one in each"
+    )
+    shard: Literal["auto", "never", "always"] = Field(
+        "auto", description="spread the student over the processes; auto where it does not fit into one"
+    )
     packing: bool = Field(False, description="several examples a row, none of which attends to another")
     warmup: int = Field(0, ge=0, description="updates of linear warm-up")
     schedule: Literal["cosine", "constant"] = "cosine"

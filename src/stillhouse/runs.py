@@ -13,7 +13,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from stillhouse import world
 from stillhouse.errors import RunError
 from stillhouse.recipe import Recipe
 from stillhouse.records import fingerprint
@@ -69,21 +70,25 @@ class RunFolder:
             RunError: the folder is in use, or was made by another recipe.
         """
         folder = cls(path)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with (folder.path / ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise RunError(
-                    f"{folder.path} is in use by another run (process {lock.read().strip() or 'unknown'}). Wait for "
-                    "it, or give this run a folder of its own with --out."
-                ) from error
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            folder._adopt(recipe)
+        with ExitStack() as held:
+            world.first(lambda: folder._take(recipe, held))
             yield folder
+
+    def _take(self, recipe: Recipe, held: ExitStack) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = held.enter_context((self.path / ".lock").open("a+"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise RunError(
+                f"{self.path} is in use by another run (process {lock.read().strip() or 'unknown'}). Wait for it, or "
+                "give this run a folder of its own with --out."
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._adopt(recipe)
 
     def _adopt(self, recipe: Recipe) -> None:
         place = self.path / "recipe.yaml"
@@ -120,10 +125,11 @@ class RunFolder:
         """Run a stage, or learn that it is done: yields its record and whether it was finished before on the same
         inputs.
 
-        The record is written when the block ends without an error, so its existence means that the stage is whole.
+        The record is written when the block ends without an error, so its existence means that the stage is whole. All
+        processes go through a stage together; the first one says whether it is done, and writes.
         """
         key = fingerprint(dict(inputs))
-        done = self.stage_record(name)
+        done = world.first(lambda: self.stage_record(name))
         if done is not None and done.fingerprint == key:
             yield done, True
             return
@@ -132,6 +138,7 @@ class RunFolder:
         yield record, False
         record.seconds = time.perf_counter() - started
         self.write_json(f"stages/{name}.json", {"stage": name, **_without_name(record)})
+        world.wait()
 
     def stage_record(self, name: str) -> StageRecord | None:
         """What a finished stage left, or None."""
@@ -147,7 +154,9 @@ class RunFolder:
         return [record for file in files if (record := self.stage_record(file.stem))]
 
     def write_json(self, name: str, value: object) -> None:
-        """Write JSON atomically: a reader sees the old file or the new one."""
+        """Write JSON atomically: a reader sees the old file or the new one. Only the first process writes."""
+        if not world.is_main():
+            return
         place = self.path / name
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_name(place.name + ".partial")
@@ -166,14 +175,16 @@ class RunFolder:
         return json.loads(place.read_text(encoding="utf-8"))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row to metrics.jsonl."""
+        """Append a row to metrics.jsonl, in the first process alone."""
+        if not world.is_main():
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
     def forget_metrics(self, model: str, after: int) -> None:
         """Drop the rows of steps that a continued run is about to take again."""
         place = self.path / "metrics.jsonl"
-        if not place.exists():
+        if not world.is_main() or not place.exists():
             return
         rows = [line for line in place.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         kept = [line for line in rows if (row := json.loads(line))["model"] != model or row["step"] <= after]
@@ -235,6 +246,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
+        "processes": world.size(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git(),

@@ -5,16 +5,26 @@ Shapes: N trained tokens, V vocabulary, K kept entries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from stillhouse import world
 from stillhouse.data.batching import TokenBatch, in_order
+from stillhouse.data.rendering import Rendered
 from stillhouse.errors import NeedsError
 from stillhouse.models import vocabulary_size
 from stillhouse.records import fingerprint_file
+from stillhouse.runs import StageRecord
 from stillhouse.signals.kinds import Dense, Signal, TopK, log_softmax
 from stillhouse.signals.store import TOKENIZER, StoreHeader, StoreWriter, open_writer
 from stillhouse.signals.vocabulary import tokenizer_fingerprint
+from stillhouse.teachers.base import TeacherSession
 from stillhouse.workshop import Workshop
 
 _BATCH = 8192
@@ -50,42 +60,94 @@ def write_signals(shop: Workshop) -> bool:
             record.choose("score temperature", temperature, "that of the objectives that will read it")
         header = StoreHeader(teacher.identity(), key, vocabulary, settings.k, temperature)
         before = teacher.tokens_read
-        measured, seen = torch.zeros(4, dtype=torch.float64), 0
-        with open_writer(folder, header) as writer:
-            if writer.repaired:
-                reason = "a writer before this one was stopped in the middle of a record"
-                record.choose("signals repaired", f"{writer.repaired} bytes cut off and scored again", reason)
-            teacher.tokenizer.save_pretrained(folder / TOKENIZER)
-            for index, batch in enumerate(in_order(rendered, _BATCH)):
-                # The stored signal is held against the teacher on batches 0, 1, 2, 4, 8, ...: few, of all lengths.
-                sampled = index & (index - 1) == 0
-                if sampled or not all(name in writer for name in batch.ids):
-                    signal = teacher.score(batch.to(shop.device))
-                    measured += _keep(writer, batch, signal, measure=sampled)
-                seen += len(batch.ids)
-                shop.progress("score", seen, len(rendered), f"{writer.bytes_written() / 2**20:.1f} MiB")
-            fidelity = _fidelity(measured, writer)
-            writer.finish(fidelity)
-        record.cost = {"teacher_tokens_read": teacher.tokens_read - before}
+        with ExitStack() as held:
+            fidelity = _ask(shop, _Asked(rendered, teacher, header, _open(folder, header, teacher, record, held)))
+        read = world.add(torch.tensor(teacher.tokens_read - before))
+        record.cost = {"teacher_tokens_read": int(read)}
         record.out = {"k": header.k, "temperature": header.temperature, **fidelity}
     return False
 
 
-def _keep(writer: StoreWriter, batch: TokenBatch, signal: Signal, *, measure: bool) -> Tensor:
-    """Store what is not there yet; the sums of `closeness` where they are asked for."""
-    sums = torch.zeros(4, dtype=torch.float64)
+def _open(
+    folder: Path, header: StoreHeader, teacher: TeacherSession, record: StageRecord, held: ExitStack
+) -> StoreWriter | None:
+    """The store's writer, which the first process alone has."""
+    opened: list[StoreWriter] = []
+
+    def open_it() -> None:
+        opened.append(held.enter_context(open_writer(folder, header)))
+        teacher.tokenizer.save_pretrained(folder / TOKENIZER)
+
+    world.first(open_it)
+    if opened and opened[0].repaired:
+        reason = "a writer before this one was stopped in the middle of a record"
+        record.choose("signals repaired", f"{opened[0].repaired} bytes cut off and scored again", reason)
+    return opened[0] if opened else None
+
+
+class _Asked(NamedTuple):
+    """About which examples which teacher is asked, what is kept, and where."""
+
+    rendered: Sequence[Rendered]
+    teacher: TeacherSession
+    header: StoreHeader
+    writer: StoreWriter | None
+
+
+class _Told(NamedTuple):
+    """What a teacher said about a batch: name, digest and signal of each example, and the sums of `closeness`."""
+
+    kept: list[tuple[str, bytes, TopK]]
+    sums: Tensor
+
+
+def _ask(shop: Workshop, asked: _Asked) -> dict[str, float]:
+    """Every batch once, as many at a time as there are processes; stored in order, whoever was asked."""
+    measured, seen = torch.zeros(4, dtype=torch.float64), 0
+    batches = enumerate(in_order(asked.rendered, _BATCH))
+    while group := list(islice(batches, world.size())):
+        # The stored signal is held against the teacher on batches 0, 1, 2, 4, 8, ...: few, of all lengths.
+        sampled = [index & (index - 1) == 0 for index, _ in group]
+        known = asked.writer is not None and all(n in asked.writer for _, batch in group for n in batch.ids)
+        if any(sampled) or not world.agree(known):
+            mine = min(world.rank(), len(group) - 1)
+            told = _tell(asked, group[mine][1].to(shop.device), measure=sampled[mine])
+            for number, one in enumerate(world.collect(told)[: len(group)]):
+                measured += one.sums if sampled[number] else 0
+                _keep(asked.writer, one)
+        seen += sum(len(batch.ids) for _, batch in group)
+        written = asked.writer.bytes_written() if asked.writer is not None else 0
+        shop.progress("score", seen, len(asked.rendered), f"{written / 2**20:.1f} MiB")
+
+    def finish() -> dict[str, float]:
+        assert asked.writer is not None  # only the first process comes here
+        fidelity = _fidelity(measured, asked.header)
+        asked.writer.finish(fidelity)
+        return fidelity
+
+    return world.first(finish)
+
+
+def _tell(asked: _Asked, batch: TokenBatch, *, measure: bool) -> _Told:
+    signal, sums, told = asked.teacher.score(batch), torch.zeros(4, dtype=torch.float64), []
     for example, name in enumerate(batch.ids):
-        if name in writer and not measure:
-            continue
         kept = []
         for rows_N in batch.trained_rows_of(example).split(_ROWS):
             dense = _dense(signal, rows_N)
-            kept.append(TopK.of(dense, writer.header.k, writer.header.temperature))
+            kept.append(TopK.of(dense, asked.header.k, asked.header.temperature))
             if measure:
                 sums += closeness(dense, kept[-1])
+        told.append((name, batch.digest(example), TopK.join(kept).to("cpu")))
+    return _Told(told, sums)
+
+
+def _keep(writer: StoreWriter | None, told: _Told) -> None:
+    """Store what is not there yet."""
+    if writer is None:
+        return
+    for name, digest, signal in told.kept:
         if name not in writer:
-            writer.add(name, batch.digest(example), TopK.join(kept))
-    return sums
+            writer.add(name, digest, signal)
 
 
 def _dense(signal: Signal, rows_N: Tensor) -> Dense:
@@ -113,12 +175,12 @@ def closeness(dense: Dense, kept: TopK) -> Tensor:
     return torch.stack([kl_N.sum(), same_N.double().sum(), mass_N.sum(), kl_N.new_tensor(float(len(kl_N)))]).cpu()
 
 
-def _fidelity(sums: Tensor, writer: StoreWriter) -> dict[str, float]:
+def _fidelity(sums: Tensor, header: StoreHeader) -> dict[str, float]:
     kl, same, mass, tokens = sums.tolist()
     return {
         "kl_nats_per_token": kl / tokens,
         "top1_agreement": same / tokens,
         "kept_mass": mass / tokens,
         "measured_tokens": int(tokens),
-        "bytes_per_token": writer.header.bytes_per_token(),
+        "bytes_per_token": header.bytes_per_token(),
     }

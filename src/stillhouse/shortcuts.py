@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from stillhouse import world
 from stillhouse.data.batching import Batches
 from stillhouse.data.rendering import Renderer
 from stillhouse.data.sources import read_source
@@ -41,10 +42,12 @@ def batches(
     max_length: int = 2048,
     seed: int = 0,
 ) -> Batches:
-    """An endless stream of padded batches of a file's or a list's examples.
+    """An endless stream of padded batches of a file's or a list's examples; where processes train together, this
+    one's turns of it.
 
     Raises:
         DataError: nothing to train on, or an example longer than `max_length`.
     """
     examples = read(data) if isinstance(data, str) else list(data)
-    return Batches(Renderer(tokenizer, max_length).render(examples), tokens_per_batch=tokens_per_batch, seed=seed)
+    rendered = Renderer(tokenizer, max_length).render(examples)
+    return Batches(rendered, tokens_per_batch=tokens_per_batch, seed=seed, turn=(world.rank(), world.size()))

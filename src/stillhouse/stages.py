@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from stillhouse import world
 from stillhouse.cards import model_card
+from stillhouse.computing import choose_compute
 from stillhouse.data.rendering import Renderer
 from stillhouse.errors import DataError, RunError
 from stillhouse.evaluation.base import Evaluator, Heldout, Result
@@ -21,17 +23,16 @@ from stillhouse.models import CausalLM, Sampling
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
 from stillhouse.recipe import Recipe, ScoreSection
-from stillhouse.records import Example, fingerprint_file, fingerprint_path, write_examples
+from stillhouse.records import Example, fingerprint_file, fingerprint_path
 from stillhouse.registry import name_of
 from stillhouse.report.page import write_report
 from stillhouse.results import ROLES, ModelResult, summarize
 from stillhouse.runs import RunFolder, StageRecord, environment
 from stillhouse.scoring import write_signals
+from stillhouse.student import Student
 from stillhouse.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from stillhouse.training.chunking import choose_chunk
-from stillhouse.training.loop import Compute, Step, TrainState, train
+from stillhouse.training.loop import Step, TrainState, begin, train
 from stillhouse.training.optim import Optim
-from stillhouse.training.precision import choose_precision
 from stillhouse.workshop import Progress, Workshop, silent
 
 _CADENCE_EXAMPLES = 100
@@ -82,8 +83,8 @@ def evaluate_run(out: Path, progress: Progress = silent) -> Outcome:
 
 
 def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequence[str]) -> Outcome:
-    with RunFolder.claim(out, recipe) as folder:
-        shop = Workshop(recipe, folder, progress)
+    with world.joined(), RunFolder.claim(out, recipe) as folder:
+        shop = Workshop(recipe, folder, progress if world.is_main() else silent)
         outcome = Outcome(out)
         try:
             if "data" in parts:
@@ -98,11 +99,15 @@ def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequenc
             if "evaluate" in parts:
                 _evaluate(shop, outcome)
             if "report" in parts:
-                write_report(out)
-                folder.finish(recipe)
+                world.first(lambda: _conclude(folder, recipe))
         finally:
             shop.close()
     return outcome
+
+
+def _conclude(folder: RunFolder, recipe: Recipe) -> None:
+    write_report(folder.path)
+    folder.finish(recipe)
 
 
 def _describe_environment(shop: Workshop) -> None:
@@ -143,7 +148,7 @@ def _data(shop: Workshop, outcome: Outcome) -> None:
             examples = shop.read(source)
             if name == "train" and shop.plan.steps:
                 if not any(e.form == "prompt" and e.completion is None for e in examples):
-                    write_examples(shop.path / "data" / "control.jsonl", examples)
+                    shop.store("control", examples)
                 for step in shop.plan.steps:
                     before = len(examples)
                     examples = step.synthesize(examples, shop.teacher, shop.renderer(tokenizer=shop.teacher.tokenizer))
@@ -153,11 +158,7 @@ def _data(shop: Workshop, outcome: Outcome) -> None:
             if not examples:
                 raise DataError(f"The {name} data came out empty. Look at its source and at data.steps.")
             _require_unique(examples, name)
-            write_examples(shop.path / "data" / f"{name}.jsonl", examples)
-            record.out[name] = {
-                "examples": len(examples),
-                "fingerprint": fingerprint_file(shop.path / "data" / f"{name}.jsonl"),
-            }
+            record.out[name] = {"examples": len(examples), "fingerprint": shop.store(name, examples)}
         shop.progress("data", len(sources), len(sources), "")
         if "teacher" in vars(shop):
             record.cost = {
@@ -203,12 +204,12 @@ def _train_to_the_end(
     torch.manual_seed(recipe.seed)
     student = shop.new_student()
     rendered = shop.rendered(source, record)
-    batches = shop.batches(rendered)
+    compute = choose_compute(shop, record)
+    batches = shop.batches(rendered, compute.accumulate or 1)
     optim = Optim(
         **settings.model_dump(include={"lr", "warmup", "schedule", "clip", "weight_decay", "beta2", "optimizer"})
     )
-    compute = Compute(accumulate=settings.accumulate, chunk=_chunk(shop, record), autocast=_precision(shop, record))
-    state = TrainState(student, optim.build(student.lm.model), batches)
+    state = begin(student, batches, optim, compute)
     saved = shop.path / "checkpoints" / f"{role}-{record.fingerprint}"
     if found := checkpoints(saved):
         load_checkpoint(found[-1], state)
@@ -237,25 +238,19 @@ def _train_to_the_end(
         "tokens": state.tokens,
         "steps": state.step,
     }
-    student.save(shop.path / role, model_card(recipe, role, facts))
+    trained = _unsharded(shop, state)
+    if world.is_main():
+        trained.save(shop.path / role, model_card(recipe, role, facts))
 
 
-def _chunk(shop: Workshop, record: StageRecord) -> int:
-    wanted = shop.recipe.train.chunk
-    chunk, reason = (wanted, "asked for by the recipe") if wanted else choose_chunk(len(shop.plan.student_tokenizer))
-    record.choose("chunk", f"{chunk} tokens", reason)
-    return chunk
-
-
-def _precision(shop: Workshop, record: StageRecord) -> torch.dtype | None:
-    """Chosen once per run and kept, so that student and control, and a run that continues, compute alike."""
-    with shop.folder.stage("precision", {"recipe": shop.recipe.resolved()}) as (kept, done):
-        if not done:
-            batch = next(shop.batches(shop.rendered("train", StageRecord("", ""))))
-            dtype, reason = choose_precision(shop.recipe.train.precision, shop.new_student(), batch)
-            kept.out = {"dtype": str(dtype or torch.float32).removeprefix("torch."), "reason": reason}
-    record.choose("precision", kept.out["dtype"], kept.out["reason"])
-    return None if kept.out["dtype"] == "float32" else torch.bfloat16
+def _unsharded(shop: Workshop, state: TrainState) -> Student:
+    """The trained student in one piece; where its weights were sharded, a copy in the first process."""
+    if not state.parallel.sharded:
+        return state.student
+    copy, weights = shop.new_student(), state.parallel.whole_state()
+    if world.is_main():
+        copy.lm.model.load_state_dict(weights)
+    return copy
 
 
 def _log(shop: Workshop, role: str, step: Step) -> None:
@@ -288,7 +283,8 @@ class _Cadence:
         measured = ModelResult()
         for evaluator in self.shop.plan.evaluators:
             if not evaluator.once:
-                _measure(evaluator, step.state.student.lm, self.data, None, measured)
+                with step.state.parallel.readable() as model:
+                    _measure(evaluator, model, self.data, None, measured)
         values = {name: estimate.value for name, estimate in measured.values().items()}
         self.shop.folder.log({"model": self.role, "step": step.number, "evaluation": values})
 
@@ -314,11 +310,14 @@ def _evaluate(shop: Workshop, outcome: Outcome) -> None:
             if done:
                 outcome.skipped.append(f"evaluate-{role}")
             else:
-                _evaluate_model(shop, role).save(shop.path / "evaluation" / role)
+                result = _evaluate_model(shop, role)
+                if world.is_main():
+                    result.save(shop.path / "evaluation" / role)
         results[role] = ModelResult.load(shop.path / "evaluation" / role)
     shop.progress("evaluate", len(roles), len(roles), "")
     shop.folder.write_json("evaluation.json", summarize(results, shop.recipe.headline))
-    _write_samples(shop, results)
+    if world.is_main():
+        _write_samples(shop, results)
 
 
 def _task_files(recipe: Recipe) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stillhouse import world
 from stillhouse.data.batching import Batches
 from stillhouse.data.rendering import Rendered, Renderer, Role
 from stillhouse.data.sources import read_source
@@ -18,7 +19,7 @@ from stillhouse.evaluation.base import Heldout
 from stillhouse.models import CausalLM, fingerprint_model
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.recipe import Recipe, Source
-from stillhouse.records import Example, read_examples
+from stillhouse.records import Example, fingerprint_file, read_examples, write_examples
 from stillhouse.runs import RunFolder, StageRecord
 from stillhouse.student import Student
 from stillhouse.teachers.base import TeacherSession
@@ -107,6 +108,16 @@ class Workshop:
         renderer = self.renderer(tokenizer=self.teacher.tokenizer)
         return source.synthesizer.build("synthesizer").synthesize([], self.teacher, renderer)
 
+    def store(self, name: str, examples: Iterable[Example]) -> str:
+        """Write a data file of the run, in the first process alone; its fingerprint."""
+        place = self.path / "data" / f"{name}.jsonl"
+
+        def write() -> str:
+            write_examples(place, examples)
+            return fingerprint_file(place)
+
+        return world.first(write)
+
     def examples(self, name: str) -> list[Example]:
         """A data file of the run, as the data stage left it."""
         return list(read_examples(self.path / "data" / f"{name}.jsonl"))
@@ -125,14 +136,15 @@ class Workshop:
             record.choose(f"{name} data", f"{count} {notice}", f"data.overflow is {self.recipe.data.overflow}")
         return rendered
 
-    def batches(self, rendered: Sequence[Rendered]) -> Batches:
-        """The training stream."""
+    def batches(self, rendered: Sequence[Rendered], accumulate: int) -> Batches:
+        """This process's turns of the training stream, an update being `accumulate` micro-batches of all of them."""
         train = self.recipe.train
         return Batches(
             rendered,
-            tokens_per_batch=train.tokens_per_step // train.accumulate,
+            tokens_per_batch=train.tokens_per_step // accumulate,
             seed=self.recipe.seed,
             packing=train.packing,
+            turn=(world.rank(), world.size()),
         )
 
     def heldout(self, name: str = "heldout", limit: int | None = None) -> Heldout:
@@ -175,7 +187,8 @@ def choose_device(wanted: str) -> tuple[str, str]:
     """
     if wanted == "auto":
         if torch.cuda.is_available():
-            return "cuda", f"an accelerator is there: {torch.cuda.get_device_name()}"
+            own = f"cuda:{world.local_rank()}" if world.size() > 1 else "cuda"
+            return own, f"an accelerator is there: {torch.cuda.get_device_name()}"
         return "cpu", "no accelerator is there"
     with suppress(RuntimeError, AssertionError):  # a build without CUDA asserts
         torch.empty(1, device=wanted)

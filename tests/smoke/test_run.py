@@ -240,7 +240,7 @@ def test_a_poisoned_run_stops_and_keeps_its_last_good_checkpoint(recipe_file: Pa
     assert done.returncode == 1
     assert "not a finite number" in done.stderr
     assert "Lower train.lr" in done.stderr
-    assert list((out / "checkpoints").rglob("model.safetensors"))
+    assert list((out / "checkpoints").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("name", list(builtin_recipes()))

@@ -108,7 +108,7 @@ class TestLikelihood:
         whole = Likelihood().evaluate(lm, data, None).measurements["loss"].sums_EM
         monkeypatch.setattr(_logits, "_FEWEST_ROWS", 1)
         monkeypatch.setattr(_logits, "_LOGITS_BYTES", 3 * 4 * lm.vocabulary)
-        assert max(len(c.targets_N) for c in _logits.chunks(lm, data.rendered)) == 3
+        assert max(len(c.targets_N) for _, c in _logits.chunks(lm, data.rendered)) == 3
         np.testing.assert_allclose(Likelihood().evaluate(lm, data, None).measurements["loss"].sums_EM, whole, rtol=1e-6)
 
     def test_nothing_left_to_measure_on(self, make_student: MakeStudent, tokenizer: Any) -> None:

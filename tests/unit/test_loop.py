@@ -258,7 +258,7 @@ def test_bfloat16_autocast_keeps_float32_weights_and_nearly_the_same_loss(make_s
     def loss(dtype: torch.dtype | None) -> float:
         batches.load_state_dict({"epoch": 0, "position": 0})
         student = make_student(seed=1, tied=True)
-        compute = Compute(autocast=dtype, chunk=32)
+        compute = Compute(dtype=dtype, chunk=32)
         steps = list(train(student, batches, teacher, [ForwardKL()], steps=5, optim=Optim(lr=1e-3), compute=compute))
         assert {p.dtype for p in student.lm.model.parameters()} == {torch.float32}
         return steps[-1].loss

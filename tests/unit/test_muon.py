@@ -58,13 +58,13 @@ def test_its_state_survives_a_checkpoint(make_student: Any, tmp_path: Any, examp
     from stillhouse.data.batching import Batches
     from stillhouse.objectives.cross_entropy import CrossEntropy
     from stillhouse.training.checkpoint import load_checkpoint, save_checkpoint
-    from stillhouse.training.loop import TrainState, train
+    from stillhouse.training.loop import Compute, TrainState, begin, train
 
     optim = Optim(lr=1e-2, schedule="constant", optimizer="muon")
 
     def fresh() -> TrainState:
         student = make_student(seed=3)
-        return TrainState(student, optim.build(student.lm.model), Batches(render(examples), tokens_per_batch=128))
+        return begin(student, Batches(render(examples), tokens_per_batch=128), optim, Compute())
 
     def advance(state: TrainState, steps: int) -> None:
         list(train(state.student, state.batches, None, [CrossEntropy()], steps=steps, optim=optim, state=state))

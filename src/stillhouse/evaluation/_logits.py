@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from stillhouse import world
 from stillhouse.data.batching import TokenBatch, in_order
 from stillhouse.data.rendering import Rendered, Renderer
 from stillhouse.errors import DataError
@@ -85,21 +86,32 @@ def _same_tokens(model: CausalLM, data: Heldout) -> bool:
 
 
 @torch.no_grad()
-def chunks(model: CausalLM, rendered: Sequence[Rendered], teacher: CausalLM | None = None) -> Iterator[Chunk]:
-    """Every trained token of the examples once, without gradients and without dropout, on the model's device."""
+def chunks(
+    model: CausalLM, rendered: Sequence[Rendered], teacher: CausalLM | None = None
+) -> Iterator[tuple[int, Chunk]]:
+    """Every trained token of the examples once, without gradients and without dropout, on the model's device; with each
+    chunk the number of the batch that it is of.
+
+    Processes share the batches: each yields its own.
+    """
     place = {r.id: i for i, r in enumerate(rendered)}
     rows = max(_FEWEST_ROWS, _LOGITS_BYTES // (4 * model.vocabulary))
     asked = [model] if teacher is None else [model, teacher]
     with ExitStack() as stack:
         for lm in asked:
             stack.enter_context(lm.inference())
-        for batch in in_order(rendered):
+        for number, batch, counts in _own(list(in_order(rendered))):
             on_device = batch.to(model.device)
             example_M = torch.tensor([place[name] for name in batch.ids])[batch.examples_BT().flatten()]
             hidden = [_hidden_MD(lm, batch) for lm in asked]
-            for rows_N in on_device.trained_rows().split(rows):
+            for rows_N in on_device.trained_rows().split(rows) if counts else ():
                 logits = [_logits_NV(lm, h, rows_N).to(model.device) for lm, h in zip(asked, hidden, strict=True)]
-                yield Chunk(example_M[rows_N.cpu()], on_device.select(rows_N).targets_N, logits[0], logits[-1])
+                yield number, Chunk(example_M[rows_N.cpu()], on_device.select(rows_N).targets_N, logits[0], logits[-1])
+
+
+def _own(batches: Sequence[TokenBatch]) -> Iterator[tuple[int, TokenBatch, bool]]:
+    for number, counts in world.turns(len(batches)):
+        yield number, batches[number], counts
 
 
 def _hidden_MD(lm: CausalLM, batch: TokenBatch) -> Tensor:
@@ -121,11 +133,13 @@ def token_values(
 ) -> tuple[NDArray[np.int64], FloatArray]:
     """What `contribute` says of every trained token, in float64: the example each token belongs to [N], and values
     [N, S]."""
-    places, values = [], []
-    for chunk in chunks(model, rendered, teacher):
-        places.append(chunk.example_N.numpy())
-        values.append(torch.stack([column.double().cpu() for column in contribute(chunk)], dim=1).numpy())
-    return np.concatenate(places), np.concatenate(values)
+    mine: list[tuple[int, NDArray[np.int64], FloatArray]] = []
+    for number, chunk in chunks(model, rendered, teacher):
+        values_NS = torch.stack([column.double().cpu() for column in contribute(chunk)], dim=1).numpy()
+        mine.append((number, chunk.example_N.numpy(), values_NS))
+    # In the order of the batches, whoever had them, so that sums are the same bits for any number of processes.
+    every = sorted((part for parts in world.gather(mine) for part in parts), key=lambda part: part[0])
+    return np.concatenate([places for _, places, _ in every]), np.concatenate([values for _, _, values in every])
 
 
 def nats(chunk: Chunk) -> Sequence[Tensor]:

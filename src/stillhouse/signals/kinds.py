@@ -100,6 +100,11 @@ class TopK(Signal):
         ids_NK = logprobs_NV.topk(k, dim=-1).indices
         return cls(ids_NK, *split_tail(logprobs_NV, ids_NK), vocabulary, temperature)
 
+    def to(self, device: str | torch.device) -> TopK:
+        """The signal on another device."""
+        moved = (t.to(device) for t in (self.ids_NK, self.logprobs_NK, self.tail_N))
+        return TopK(*moved, self.vocabulary, self.temperature)
+
     @classmethod
     def join(cls, parts: Sequence[TopK]) -> TopK:
         """Signals about consecutive tokens as one."""

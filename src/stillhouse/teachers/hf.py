@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from stillhouse import world
 from stillhouse.data.batching import TokenBatch
 from stillhouse.models import CausalLM, Sampling, fingerprint_model, load_config, load_tokenizer
 from stillhouse.signals.kinds import Headed
@@ -24,12 +25,15 @@ class HFTeacher(Teacher):
         dtype: of its weights; `auto` takes what they were saved in.
         revision: of a hub model.
         trust_remote_code: run code that comes with the model; off unless asked.
+        shard: spread its layers over the processes of a distributed run; `auto` does so where its weights would take
+            more than half of what is free on the accelerator.
     """
 
     model: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     revision: str | None = None
     trust_remote_code: bool = False
+    shard: Literal["auto", "never", "always"] = "auto"
 
     provides: ClassVar[frozenset[str]] = frozenset({"text", "token_logprobs", "distribution"})
 
@@ -39,15 +43,20 @@ class HFTeacher(Teacher):
         Raises:
             ModelError: not found, pickled, or of an architecture whose logits are not understood.
         """
-        return HFSession(
-            CausalLM.load(
-                self.model,
-                dtype=self.dtype,
-                device=device,
-                revision=self.revision,
-                trust_remote_code=self.trust_remote_code,
-            )
-        )
+        how: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        session = HFSession(CausalLM.load(self.model, dtype=self.dtype, device="cpu", **how))
+        if self._must_shard(session.lm, device):
+            session.lm.spread()  # before the move, so that no device ever holds the whole
+        session.lm.model.to(device)
+        return session
+
+    def _must_shard(self, lm: CausalLM, device: str) -> bool:
+        if world.size() == 1 or self.shard != "auto" or not device.startswith("cuda"):
+            return world.size() > 1 and self.shard == "always"
+        weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+        # The fullest device decides for all, because sharding takes all of them.
+        free = min(world.gather(torch.cuda.mem_get_info(device)[0]))
+        return 2 * weights > free
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
@@ -63,7 +72,7 @@ class HFTeacher(Teacher):
 
 
 class HFSession(TeacherSession):
-    """The loaded model, its weights frozen."""
+    """The loaded model, its weights frozen; where they are spread over processes, all of them must ask together."""
 
     def __init__(self, lm: CausalLM) -> None:
         self._lm = lm

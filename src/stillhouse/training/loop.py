@@ -10,18 +10,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from stillhouse import world
 from stillhouse.data.batching import TokenBatch
-from stillhouse.errors import NeedsError, TrainingDivergedError
+from stillhouse.errors import NeedsError, RecipeError, TrainingDivergedError
 from stillhouse.objectives.base import Objective
 from stillhouse.registry import name_of
 from stillhouse.student import Student
 from stillhouse.teachers.base import Teacher, TeacherSession
-from stillhouse.training.chunking import batch_loss, choose_chunk
+from stillhouse.training.chunking import choose_chunk
 from stillhouse.training.optim import Optim
+from stillhouse.training.parallel import Parallel
 
 
 class BatchStream(Protocol):
@@ -46,13 +48,18 @@ class BatchStream(Protocol):
 
 @dataclass
 class TrainState:
-    """Everything that one update changes; what a checkpoint holds."""
+    """Everything that one update changes; what a checkpoint holds. `begin` makes one."""
 
-    student: Student
+    parallel: Parallel
     optimizer: torch.optim.Optimizer
     batches: BatchStream
     step: int = 0
     tokens: int = 0
+
+    @property
+    def student(self) -> Student:
+        """The student; where its weights are sharded, `parallel.readable()` is the way to use it."""
+        return self.parallel.student
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Step:
         parts: each objective per trained token, unweighted.
         lr: learning rate used.
         grad_norm: norm of the gradient before clipping.
-        tokens: trained tokens so far.
+        tokens: trained tokens so far, of all processes.
         seconds: wall time of this update.
         state: to checkpoint from.
     """
@@ -85,14 +92,36 @@ class Compute:
     """How an update is computed; none of it changes what is computed beyond rounding.
 
     Attributes:
-        accumulate: micro-batches per update.
+        accumulate: micro-batches per update, all processes together; None takes one in each.
         chunk: tokens whose logits exist at once; None chooses.
-        autocast: dtype of the matrix products, None for float32.
+        dtype: of the matrix products, None for float32.
+        shard: spread weights, gradients and optimiser over the processes (FSDP2) instead of copying them (DDP).
     """
 
-    accumulate: int = 1
+    accumulate: int | None = None
     chunk: int | None = None
-    autocast: torch.dtype | None = None
+    dtype: torch.dtype | None = None
+    shard: bool = False
+
+    def micro_batches(self) -> int:
+        """Of each process in one update.
+
+        Raises:
+            RecipeError: they do not divide evenly.
+        """
+        total, processes = self.accumulate or world.size(), world.size()
+        if total % processes:
+            raise RecipeError(
+                f"An update has {total} micro-batches (train.accumulate), and {processes} processes cannot share them "
+                f"evenly. Set train.accumulate to a multiple of {processes}, or start another number of processes."
+            )
+        return total // processes
+
+
+def begin(student: Student, batches: BatchStream, optim: Optim, compute: Compute) -> TrainState:
+    """A student before its first update, wrapped for the processes that train it."""
+    parallel = Parallel(student, shard=compute.shard, dtype=compute.dtype)
+    return TrainState(parallel, optim.build(student.lm.model), batches)
 
 
 def train(
@@ -110,74 +139,79 @@ def train(
 
     Args:
         student: changed in place.
-        batches: endless; `accumulate` of them make one update.
+        batches: endless; `accumulate` of them make one update. Processes each bring their own, by turns of one stream.
         teacher: asked about every batch; None where no objective needs one.
         objectives: their weighted sum is the loss.
         steps: the number of the last update.
         optim: learning rate, schedule, clipping.
-        compute: accumulation, chunk, precision.
-        state: to continue from, as `training.checkpoint` loads it.
+        compute: accumulation, chunk, precision, sharding.
+        state: to continue from, made by `begin` and filled by `training.checkpoint`.
 
     Raises:
         NeedsError: an objective needs more than the teacher provides.
+        RecipeError: the processes cannot share the micro-batches.
         TrainingDivergedError: the loss is not finite, or ran away.
     """
     optim, compute = optim or Optim(), compute or Compute()
     session = teacher.open(str(student.lm.device)) if isinstance(teacher, Teacher) else teacher
     if session is None and (needy := [name_of(o) for o in objectives if o.needs]):
         raise NeedsError(f"{', '.join(needy)} needs a teacher, and none was given. Give one, or use cross_entropy.")
-    state = state or TrainState(student, optim.build(student.lm.model), batches)
+    own = compute.micro_batches()
+    state = state or begin(student, batches, optim, compute)
+    chunk = compute.chunk or choose_chunk(student.lm.vocabulary)[0]
     watch = _Watch()
     while state.step < steps:
         started = time.perf_counter()
         lr = optim.lr_at(state.step, steps)
-        group = [batch.to(student.lm.device) for batch in islice(batches, compute.accumulate)]
-        loss, parts, grad_norm = _update(state, group, session, objectives, lr, optim.clip, compute)
+        group = [batch.to(student.lm.device) for batch in islice(batches, own)]
+        figures = _gradient(state.parallel, group, session, objectives, chunk)
+        grad_norm = state.parallel.clip(optim.clip or math.inf)
+        if math.isfinite(figures.loss) and math.isfinite(grad_norm):  # else `_Watch` stops the run, its weights sound
+            for settings in state.optimizer.param_groups:
+                settings["lr"] = lr
+            state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        state.tokens += sum(batch.trained_count() for batch in group)
-        named = dict(zip(part_names(objectives), parts, strict=True))
-        step = Step(state.step, loss, named, lr, grad_norm, state.tokens, time.perf_counter() - started, state)
+        state.tokens += figures.tokens
+        named = dict(zip(part_names(objectives), figures.parts, strict=True))
+        step = Step(state.step, figures.loss, named, lr, grad_norm, state.tokens, time.perf_counter() - started, state)
         watch.check(step, group)
         yield step
 
 
-def _update(
-    state: TrainState,
+class _Figures(NamedTuple):
+    """Of one update, over all processes: loss and its parts per trained token, and how many of those."""
+
+    loss: float
+    parts: list[float]
+    tokens: int
+
+
+def _gradient(
+    parallel: Parallel,
     group: Sequence[TokenBatch],
     teacher: TeacherSession | None,
     objectives: Sequence[Objective],
-    lr: float,
-    clip: float | None,
-    compute: Compute,
-) -> tuple[float, list[float], float]:
-    """One update from a group of micro-batches: the loss, its parts, the gradient's norm.
+    chunk: int,
+) -> _Figures:
+    """The gradient of one update from this process's micro-batches.
 
-    The sum over tokens is divided once, by the trained tokens of the whole group, so that how the group is cut changes
-    nothing.
+    The sum over tokens is divided once, by the trained tokens of all micro-batches of all processes, so that how they
+    are cut and shared changes nothing. Processes average their gradients; times their number that is the sum.
     """
-    lm = state.student.lm
+    lm = parallel.student.lm
     lm.model.train()
-    count = max(1, sum(batch.trained_count() for batch in group))
-    chunk = compute.chunk or choose_chunk(lm.vocabulary)[0]
-    total, parts = 0.0, torch.zeros(len(objectives))
-    for batch in group:
-        with torch.autocast(lm.device.type, dtype=compute.autocast, enabled=compute.autocast is not None):
-            signal = teacher.score(batch) if teacher is not None and any(o.needs for o in objectives) else None
-            hidden_BTD = lm.hidden(batch.tokens_BT, batch.positions_BT)
-            summed = batch_loss(lm, hidden_BTD, batch, signal, objectives, chunk)
-        (summed.total / count).backward()
-        total += summed.total.item() / count
-        parts += summed.parts.cpu() / count
-    trainable = [p for p in lm.model.parameters() if p.grad is not None]
-    grad_norm = torch.nn.utils.clip_grad_norm_(trainable, clip or math.inf).item()
-    if math.isfinite(total) and math.isfinite(
-        grad_norm
-    ):  # a broken gradient must not reach the weights: `_Watch` stops the run
-        for settings in state.optimizer.param_groups:
-            settings["lr"] = lr
-        state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    return total, parts.tolist(), grad_norm
+    tokens = int(world.add(torch.tensor(sum(batch.trained_count() for batch in group), device=lm.device)))
+    sums = torch.zeros(1 + len(objectives), device=lm.device)
+    for number, batch in enumerate(group, start=1):
+        with parallel.synchronized(last=number == len(group)):
+            with parallel.autocast():
+                signal = teacher.score(batch) if teacher is not None and any(o.needs for o in objectives) else None
+                summed = parallel.forward(batch, signal, objectives, chunk)
+            (summed.total * (world.size() / max(1, tokens))).backward()
+        sums += torch.cat([summed.total.detach()[None], summed.parts])
+    loss, *parts = (world.add(sums) / max(1, tokens)).tolist()
+    return _Figures(loss, parts, tokens)
 
 
 def part_names(objectives: Sequence[Objective]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Muon(torch.optim.Optimizer):
@@ -63,14 +64,14 @@ class Muon(torch.optim.Optimizer):
             assert matrix.grad is not None
             buffer = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
             buffer.lerp_(matrix.grad, 1 - group["momentum"])
-            update = matrix.grad.lerp(buffer, group["momentum"])
+            update = whole(matrix.grad.lerp(buffer, group["momentum"]))
             wide = update if update.shape[0] <= update.shape[1] else update.mT
             shapes[tuple(wide.shape)].append((matrix, wide))
         for (rows, columns), pairs in shapes.items():  # alike shapes together: one batched product each
             for (matrix, _), wide in zip(pairs, orthogonalize(torch.stack([w for _, w in pairs])), strict=True):
                 update = wide if matrix.shape[0] <= matrix.shape[1] else wide.mT
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(rows, columns)))
+                matrix.add_(_laid_out_like(matrix, update), alpha=-group["lr"] * 0.2 * math.sqrt(max(rows, columns)))
 
     def _adam(self, others: list[nn.Parameter], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
@@ -85,6 +86,18 @@ class Muon(torch.optim.Optimizer):
             steps = state["step"].item()
             root = (state["square"] / (1 - beta2**steps)).sqrt_().add_(1e-8)
             other.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - beta1**steps))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor as the plain one it stands for; a plain one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _laid_out_like(matrix: Tensor, update: Tensor) -> Tensor:
+    """This process's share of an update that every process has computed alike."""
+    if not isinstance(matrix, DTensor):
+        return update
+    return distribute_tensor(update, matrix.device_mesh, matrix.placements, src_data_rank=None)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

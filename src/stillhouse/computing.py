@@ -1,0 +1,62 @@
+"""What a run decides about its computing, once: how an update is cut, in which precision, and how processes share it.
+
+Kept in the run folder, so that student and control, and a run that is continued on other machines, compute alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stillhouse import world
+from stillhouse.runs import StageRecord
+from stillhouse.student import Student
+from stillhouse.training.chunking import choose_chunk
+from stillhouse.training.loop import Compute
+from stillhouse.training.parallel import BYTES_PER_WEIGHT
+from stillhouse.training.precision import choose_precision
+from stillhouse.workshop import Workshop
+
+
+def choose_compute(shop: Workshop, record: StageRecord) -> Compute:
+    """The settings of every update of this run; each choice is recorded with its reason."""
+    train = shop.recipe.train
+    with shop.folder.stage("compute", {"recipe": shop.recipe.resolved()}) as (kept, done):
+        if not done:
+            kept.out = world.agree(_choose(shop))
+    for name in ("accumulate", "dtype"):
+        record.choose(*kept.out[name])
+    chunk = (train.chunk, "asked for by the recipe") if train.chunk else choose_chunk(len(shop.plan.student_tokenizer))
+    record.choose("chunk", f"{chunk[0]} tokens", chunk[1])
+    shard, why = _choose_shard(shop)
+    if world.size() > 1:
+        record.choose("processes", f"{world.size()}, weights {'sharded' if shard else 'in each'}", why)
+    dtype = None if kept.out["dtype"][1] == "float32" else torch.bfloat16
+    return Compute(accumulate=kept.out["accumulate"][1], chunk=chunk[0], dtype=dtype, shard=shard)
+
+
+def _choose(shop: Workshop) -> dict[str, Any]:
+    wanted = shop.recipe.train.accumulate
+    reason = "asked for by the recipe" if wanted else f"one micro-batch in each of {world.size()} processes"
+    accumulate = wanted or world.size()
+    if shop.recipe.train.precision == "auto" and _choose_shard(shop)[0]:  # too large to be tried in one piece
+        dtype = torch.bfloat16 if shop.device.startswith("cuda") else None
+        why = "not measured, because the student is sharded: bfloat16 on accelerators, float32 elsewhere"
+    else:
+        batch = next(shop.batches(shop.rendered("train", StageRecord("", "")), accumulate))
+        dtype, why = choose_precision(shop.recipe.train.precision, shop.new_student(), batch)
+    name = str(dtype or torch.float32).removeprefix("torch.")
+    return {"accumulate": ("accumulate", accumulate, reason), "dtype": ("precision", name, why)}
+
+
+def _choose_shard(shop: Workshop) -> tuple[bool, str]:
+    """Whether the weights are spread over the processes."""
+    wanted = shop.recipe.train.shard
+    if wanted != "auto" or world.size() == 1 or not shop.device.startswith("cuda"):
+        return wanted == "always", "asked for by the recipe" if wanted != "auto" else "there is one main memory"
+    student: Student = shop.new_student()
+    needed = student.lm.parameters() * BYTES_PER_WEIGHT
+    room = torch.cuda.get_device_properties(shop.device).total_memory
+    told = f"weights, gradients and moments take {needed / 2**30:.1f} GiB of {room / 2**30:.1f} on each accelerator"
+    return needed > room / 2, told
