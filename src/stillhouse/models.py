@@ -262,7 +262,8 @@ class CausalLM:
     def layers(self) -> list[nn.Module]:
         """The blocks that the architecture says belong together, such as its decoder layers."""
         names = set(self.model._no_split_modules or ())
-        return [module for module in self.model.modules() if type(module).__name__ in names]
+        # By any name in the lineage: sharding gives a module a class of its own, derived from the architecture's.
+        return [m for m in self.model.modules() if names & {kind.__name__ for kind in type(m).__mro__}]
 
     def spread(self) -> None:
         """Spread the layers' frozen weights over all processes; embeddings and head stay whole in each, so that hidden

@@ -65,7 +65,7 @@ class Parallel:
                 fully_shard(layer, mp_policy=policy)
             fully_shard(self.module, mp_policy=policy)
         elif world.size() > 1:
-            self.module = DistributedDataParallel(self.module, broadcast_buffers=False)
+            self.module = DistributedDataParallel(self.module)
 
     def autocast(self) -> torch.autocast:
         """For the teacher and the student alike; off where sharding casts the weights itself."""
