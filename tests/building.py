@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -60,3 +63,29 @@ def build_tokenizer(*, bos: bool = False, chat_template: str | None = None) -> P
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **named)
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+COLOURS: dict[str, Any] = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "choices",
+    "doc_to_target": "label",
+    "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
+}
+"""A task of lm-eval, as its YAML file says; for rows such as `COLOUR_ROWS`."""
+COLOUR_ROWS = [
+    {"question": f"What colour is box {n}?", "choices": ["red", "deep green", "blue"], "label": n % 3} for n in range(9)
+]
+
+
+def write_task(folder: Path, name: str, config: dict[str, Any], rows: Sequence[dict[str, Any]] | Path) -> str:
+    """Write an lm-eval task's YAML into `folder/tasks` and its rows beside it, where they are not a file already;
+    returns what `include_path` takes."""
+    path = rows if isinstance(rows, Path) else folder / f"{name}.jsonl"
+    if not isinstance(rows, Path):
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}, "test_split": "test"}
+    tasks = folder / "tasks"
+    tasks.mkdir(exist_ok=True)
+    (tasks / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **data, **config}), encoding="utf-8")
+    return str(tasks)

@@ -102,7 +102,7 @@ def choose_headline(metrics: Mapping[str, Metric], wanted: str | None) -> str:
         if wanted not in metrics:
             raise RunError(f"headline is {wanted!r}, which was not measured. Measured: {', '.join(metrics)}.")
         return wanted
-    for prefix in ("tasks.", "fidelity.kl", "likelihood.loss", ""):
+    for prefix in ("tasks.", "lm_eval.", "fidelity.kl", "likelihood.loss", ""):
         found = next((name for name in metrics if name.startswith(prefix)), None)
         if found is not None:
             return found

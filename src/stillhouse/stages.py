@@ -345,7 +345,7 @@ def _evaluate_model(shop: Workshop, role: str) -> ModelResult:
 def _measure(evaluator: Evaluator, model: CausalLM, data: Heldout, teacher: CausalLM | None, into: ModelResult) -> None:
     result: Result = evaluator.evaluate(model, data, teacher)
     prefix = f"{data.name}:" if data.name else ""
-    metrics = evaluator.metrics()
+    metrics = {**evaluator.metrics(), **result.metrics}
     for name in (*result.measurements, *result.estimates):
         into.metrics[f"{prefix}{name_of(evaluator)}.{name}"] = metrics[name]
     into.measurements |= {f"{prefix}{name_of(evaluator)}.{name}": m for name, m in result.measurements.items()}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from building import COLOUR_ROWS, COLOURS, write_task
 
 from stillhouse import registry
 from stillhouse.evaluation._contract import check_evaluator
@@ -19,9 +21,23 @@ from stillhouse.models import CausalLM
 from stillhouse.statistics import Estimate, Measurement, Metric
 
 
+@pytest.fixture
+def needed(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """Settings of those evaluators that have no default for all of theirs."""
+    reading = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+        "metric_list": [{"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}],
+    }
+    write_task(tmp_path, "reading", reading, COLOUR_ROWS)
+    folder = write_task(tmp_path, "colours", COLOURS, COLOUR_ROWS)
+    return {"lm_eval": {"tasks": ["colours", "reading"], "include_path": folder}}
+
+
 @pytest.mark.parametrize("name", registry.names("evaluator"))
-def test_evaluator_keeps_its_contract(name: str) -> None:
-    check_evaluator(registry.build("evaluator", name, {}))
+def test_evaluator_keeps_its_contract(name: str, needed: dict[str, dict[str, Any]]) -> None:
+    check_evaluator(registry.build("evaluator", name, needed.get(name, {})))
 
 
 @pytest.mark.parametrize(
@@ -40,10 +56,10 @@ def test_evaluator_keeps_its_contract_with_other_settings(name: str, settings: d
 
 
 @pytest.mark.parametrize("name", registry.names("evaluator"))
-def test_every_evaluator_has_a_summary_and_is_called_by_its_file(name: str) -> None:
+def test_every_evaluator_has_a_summary_and_is_called_by_its_file(name: str, needed: dict[str, dict[str, Any]]) -> None:
     cls = registry.component("evaluator", name)
     assert registry.summary("evaluator", name).endswith(".")
-    assert registry.name_of(cls()) == name
+    assert registry.name_of(cls(**needed.get(name, {}))) == name
     assert cls.needs <= {"text", "token_logprobs", "distribution", "hidden_states", "attentions"}
 
 

@@ -86,7 +86,7 @@ def _check_metrics(metrics: Mapping[str, Metric]) -> None:
 
 
 def _check_result(result: Result, metrics: Mapping[str, Metric], evaluator: Evaluator) -> None:
-    unknown = {*result.measurements, *result.estimates} - set(metrics)
+    unknown = {*result.measurements, *result.estimates} - {*metrics, *result.metrics}
     demand(not unknown, f"{evaluator!r} measured {sorted(unknown)}, which metrics() does not announce")
     for name, m in result.measurements.items():
         demand(len(set(m.ids)) == len(m.ids) > 0, f"{name}: ids are missing or not unique: {m.ids}")

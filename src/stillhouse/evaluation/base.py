@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from stillhouse.data.rendering import Rendered, Renderer
@@ -44,6 +45,7 @@ class Result:
         outputs: example id to what the model wrote.
         correct: example id to whether that was right.
         reliability: points of the calibration curve: mean confidence, accuracy, count.
+        metrics: what names mean that could not be announced before measuring.
     """
 
     measurements: dict[str, Measurement] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Result:
     outputs: dict[str, str] = field(default_factory=dict)
     correct: dict[str, bool] = field(default_factory=dict)
     reliability: list[dict[str, float]] = field(default_factory=list)
+    metrics: dict[str, Metric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +70,14 @@ class Evaluator(ABC):
         on the way through training. True for what looks at no held-out example."""
         return False
 
+    def files(self) -> list[Path]:
+        """Local files and folders that it reads besides the held-out data: a changed one is measured again."""
+        return []
+
     @abstractmethod
     def metrics(self) -> Mapping[str, Metric]:
-        """What is measured: name to title, unit and direction. Results hold some or all of these names."""
+        """What is measured: name to title, unit and direction. Results hold some or all of these names; what only
+        measuring can tell, they define themselves."""
 
     @abstractmethod
     def evaluate(self, model: CausalLM, data: Heldout, teacher: CausalLM | None) -> Result:

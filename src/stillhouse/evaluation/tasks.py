@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -121,6 +122,10 @@ class Tasks(Evaluator):
     def once(self) -> bool:
         """Whether the questions are its own."""
         return self.data is not None
+
+    def files(self) -> list[Path]:
+        """Its own data, where it has some in a file."""
+        return [Path(self.data.path)] if self.data is not None and self.data.path is not None else []
 
     def metrics(self) -> Mapping[str, Metric]:
         """One, under the task's name."""
