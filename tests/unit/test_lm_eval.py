@@ -118,16 +118,11 @@ class TestChoice:
         with pytest.raises(DataError, match="8 of them shared"):
             compare(before, after)
 
-    def test_the_first_examples_and_few_shots(self, make_student: MakeStudent, define: Define) -> None:
-        lm = make_student(seed=7).lm
-        folder = define("colours", COLOURS, COLOUR_ROWS)
-        few = harness("colours", include_path=folder, limit=4, num_fewshot=2, name="few")
-        found = measure(few, lm)
-        assert found.measurements.keys() == {"few/colours/acc", "few/colours/acc_norm"}
-        assert [name.partition("-")[0] for name in found.measurements["few/colours/acc"].ids] == ["0", "1", "2", "3"]
-        assert found.measurements["few/colours/acc"].ids == measure(few, lm).measurements["few/colours/acc"].ids
-        again = measure(few, lm)  # the same solved examples again, though their sampler has moved on
-        assert column(again, "few/colours/acc") == column(found, "few/colours/acc")
+    def test_the_first_examples_alone(self, make_student: MakeStudent, define: Define) -> None:
+        first = harness("colours", include_path=define("colours", COLOURS, COLOUR_ROWS), limit=4, name="first")
+        found = measure(first, make_student(seed=7).lm)
+        assert found.measurements.keys() == {"first/colours/acc", "first/colours/acc_norm"}
+        assert [name.partition("-")[0] for name in found.measurements["first/colours/acc"].ids] == ["0", "1", "2", "3"]
 
     def test_columns_of_the_head_that_are_no_tokens(
         self, make_student: MakeStudent, define: Define, pad_head: Callable[[CausalLM, int], None]
@@ -162,6 +157,17 @@ class TestWriting:
         assert column(found, "sums/exact_match") == column(expected, "accuracy")
         assert sum(column(found, "sums/exact_match")) >= 4
         assert [text.strip() for text in found.outputs.values()] == [text.strip() for text in expected.outputs.values()]
+
+    def test_every_model_sees_the_same_solved_examples(self, make_student: MakeStudent, define: Define) -> None:
+        folder, lm = (
+            define("w", WRITE, [{"question": f"{n} is", "answer": "abc"[n % 3]} for n in range(9)]),
+            make_student(),
+        )
+        asked = harness("w", include_path=folder, num_fewshot=3)
+        first, again = measure(asked, lm.lm), measure(asked, lm.lm)  # their sampler has moved on in between
+        assert first.outputs == again.outputs
+        assert first.outputs != measure(harness("w", include_path=folder, num_fewshot=3, seed=1), lm.lm).outputs
+        assert first.outputs != measure(harness("w", include_path=folder), lm.lm).outputs
 
     def test_several_ways_of_reading_an_answer(self, make_student: MakeStudent, define: Define) -> None:
         filters = [
@@ -402,7 +408,10 @@ class TestRefusals:
 
 def test_files_are_the_folder_and_the_data(define: Define, tmp_path: Path) -> None:
     folder = define("colours", COLOURS, COLOUR_ROWS)
-    assert harness("colours", include_path=folder).files() == [Path(folder), tmp_path / "colours.jsonl"]
+    assert harness("colours", include_path=folder).files() == [
+        tmp_path / "colours.jsonl",
+        Path(folder, "colours.yaml"),
+    ]
     assert harness("arc_easy").files() == []
     own = registry.build("evaluator", "tasks", {"data": {"path": "sums.jsonl"}})
     assert own.files() == [Path("sums.jsonl")]

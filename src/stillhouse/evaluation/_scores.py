@@ -281,7 +281,9 @@ def _group_scores(suite: Suite, scores: Mapping[str, Sequence[Score]], prefix: s
 
 def truncation(name: str, prefix: str) -> tuple[str, Metric]:
     """How many prompts lost their beginning, because lm-eval cuts what exceeds the model's context."""
-    return _joined(prefix, name, "truncated"), Metric(f"Prompts cut on {name.replace('_', ' ')}", "share", "lower")
+    return _joined(prefix, name, "truncated"), Metric(
+        f"Prompts cut to fit on {name.replace('_', ' ')}", "share", "lower"
+    )
 
 
 def name_of(sample: Mapping[str, Any]) -> str:

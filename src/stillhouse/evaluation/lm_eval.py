@@ -90,13 +90,14 @@ class LmEval(Evaluator):
         return True
 
     def files(self) -> list[Path]:
-        """The folder of YAML files, and the local files of data that they name."""
+        """Those of the folder, and the local data that its tasks name."""
         if self.include_path is None:
             return []
         from stillhouse.evaluation._harness import local_configs
 
         named = [path for config in local_configs(self.include_path) for path in _data_files(config)]
-        return [Path(self.include_path), *sorted({p for path in named for p in map(Path, glob.glob(path))})]
+        beside = [p for p in Path(self.include_path).rglob("*") if p.is_file() and p.parent.name != "__pycache__"]
+        return sorted({*beside, *(Path(p) for path in named for p in glob.glob(path))})
 
     def metrics(self) -> Mapping[str, Metric]:
         """Of every task and group; loads the tasks with their data the first time.
