@@ -235,7 +235,10 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
     return [] if old == new else [f"{place} ({old!r} there, {new!r} here)"]
 
 
-_PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "pydantic")
+_PACKAGES = (
+    *("torch", "numpy", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "pydantic"),
+    *("peft", "lm-eval"),
+)
 
 
 def environment() -> dict[str, Any]:

@@ -304,7 +304,7 @@ def _evaluate(shop: Workshop, outcome: Outcome) -> None:
             "models": shop.models_in_play,
             "data": (shop.folder.stage_record("data") or StageRecord("data", "")).out,
             "samples": shop.recipe.samples,
-            "files": _task_files(shop.recipe),
+            "files": _files_read(shop.plan.evaluators),
         }
         with shop.folder.stage(f"evaluate-{role}", inputs) as (_, done):
             if done:
@@ -320,12 +320,9 @@ def _evaluate(shop: Workshop, outcome: Outcome) -> None:
         _write_samples(shop, results)
 
 
-def _task_files(recipe: Recipe) -> dict[str, str]:
+def _files_read(evaluators: Sequence[Evaluator]) -> dict[str, str]:
     """Fingerprints of the files that evaluators read themselves."""
-    paths = [
-        item.settings["data"].get("path") for item in recipe.evaluate if isinstance(item.settings.get("data"), dict)
-    ]
-    return {path: fingerprint_path(Path(path)) for path in paths if path and Path(path).exists()}
+    return {str(path): fingerprint_path(path) for e in evaluators for path in e.files() if path.exists()}
 
 
 def _evaluate_model(shop: Workshop, role: str) -> ModelResult:
