@@ -20,7 +20,9 @@ def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
         facts: teacher's identity, parameters of the model, trained tokens, steps.
     """
     teacher = facts["teacher"]
-    base = recipe.student.model
+    cut = recipe.student.from_teacher
+    base = teacher["name"] if cut is not None else recipe.student.model
+    start = f"{base}, of which it kept: {cut.describe()}" if cut is not None else base or "random weights"
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -44,7 +46,7 @@ A language model of {facts["parameters"]:,} parameters, {made}.
 
 | | |
 | --- | --- |
-| started from | {base or "random weights"} |
+| started from | {start} |
 | training data | {describe(recipe.data.train)} |
 | updates | {facts["steps"]:,} |
 | trained tokens | {facts["tokens"]:,} |

@@ -129,7 +129,9 @@ def _estimate(plan: Plan, student: Size, teacher: Size | None, data: dict[str, A
     written = sum(d.get("written", 0) for d in data.values())
     written += sum(step.tokens_written(data["train"]["examples"]) for step in plan.steps)
     recorded = int(data["train"]["examples"] * data["train"]["mean_tokens"]) if plan.recorded else 0
-    teacher_reads = ((recorded or tokens) if plan.white_box else 0) + 2 * heldout
+    cut = plan.recipe.student.from_teacher
+    calibration = min(cut.calibration, data["train"]["examples"]) * data["train"]["mean_tokens"] if cut else 0
+    teacher_reads = ((recorded or tokens) if plan.white_box else 0) + 2 * heldout + calibration
     teacher_size = teacher.parameters if teacher else 0
     # A forward pass costs two operations per weight and token, a backward pass four.
     operations = models * 6 * tokens * student.parameters + 2 * (teacher_reads + written) * teacher_size
@@ -141,7 +143,7 @@ def _estimate(plan: Plan, student: Size, teacher: Size | None, data: dict[str, A
         "teacher_tokens_read": int(teacher_reads),
         "teacher_tokens_written": int(written),
         "peak_memory_bytes": _memory(plan, student, teacher),
-        "disk_bytes": student.parameters * 4 * (models + 3 * models * (train.keep_checkpoints + 1))
+        "disk_bytes": student.parameters * 4 * (bool(cut) + models + 3 * models * (train.keep_checkpoints + 1))
         + recorded * _bytes_per_token(plan),
         "seconds": round(operations / rate, 1),
         "operations_per_second": int(rate),

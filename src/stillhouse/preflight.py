@@ -12,6 +12,7 @@ from stillhouse.errors import NeedsError, RecipeError
 from stillhouse.evaluation.base import Evaluator
 from stillhouse.models import load_config, load_tokenizer, vocabulary_size
 from stillhouse.objectives.base import Divergence, Objective
+from stillhouse.pruning.architecture import shrunk_config
 from stillhouse.recipe import Recipe
 from stillhouse.registry import component as find_component
 from stillhouse.registry import name_of, names
@@ -79,11 +80,11 @@ def make_plan(recipe: Recipe) -> Plan:
     _refuse_twins(evaluators)
     teacher_tokenizer = teacher.load_tokenizer()
     temperature = _match_record(recipe, teacher, objectives, vocabulary_size(teacher_tokenizer))
-    student_tokenizer, config = _student(recipe, teacher_tokenizer)
+    teacher_config = teacher.load_config()
+    student_tokenizer, config = _student(recipe, teacher, teacher_tokenizer, teacher_config)
     token_by_token = [name_of(c) for c in (*objectives, *evaluators) if "distribution" in c.needs]
     if token_by_token:
         _compare_tokenizers(student_tokenizer, teacher_tokenizer, token_by_token)
-    teacher_config = teacher.load_config()
     context = min(_context(config), _context(teacher_config) if token_by_token else 2**30)
     limit = recipe.data.max_length
     if limit is not None and limit > context:
@@ -169,8 +170,17 @@ def _refuse_twins(evaluators: Iterable[Evaluator]) -> None:
             seen.add(full)
 
 
-def _student(recipe: Recipe, teacher_tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, Any]:
+def _student(
+    recipe: Recipe, teacher: Teacher, teacher_tokenizer: PreTrainedTokenizerBase, teacher_config: Any
+) -> tuple[PreTrainedTokenizerBase, Any]:
     chosen = recipe.student
+    if chosen.from_teacher is not None:
+        if teacher_config is None:
+            raise NeedsError(
+                f"student.from_teacher cuts the student out of the teacher's weights, and {name_of(teacher)} has none "
+                "in this process. Use a teacher with weights, such as hf, or give the student as model or config."
+            )
+        return teacher_tokenizer, shrunk_config(teacher_config, chosen.from_teacher)
     if chosen.model is not None:
         how = {"revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
         return load_tokenizer(chosen.model, **how), load_config(chosen.model, **how)

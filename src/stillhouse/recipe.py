@@ -155,20 +155,57 @@ class DataSection(Section):
         return {"train": self.train, "heldout": self.heldout, **self.out_of_domain}
 
 
+class CutSection(Section):
+    """What a student that is cut out of its teacher keeps of it; what is not named is kept whole."""
+
+    layers: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="how many, or which: [0, 2, 5]"
+    )
+    choose: Literal["importance", "evenly", "first_last"] = Field(
+        "importance", description="which, of a number of layers"
+    )
+    num_attention_heads: int | None = Field(None, ge=1, description="alone, whole key-value groups go")
+    num_key_value_heads: int | None = Field(None, ge=1, description="key-value groups")
+    intermediate_size: int | None = Field(None, ge=1, description="channels of each MLP")
+    hidden_size: int | None = Field(None, ge=1, description="width of the residual stream")
+    calibration: int = Field(256, ge=1, description="training examples on which importance is measured")
+
+    @model_validator(mode="after")
+    def _layers_in_order(self) -> CutSection:
+        if isinstance(self.layers, list) and (not self.layers or sorted(set(self.layers)) != self.layers):
+            raise ValueError("layers must name layers of the teacher in their order, each once, such as [0, 2, 5]")
+        if self.choose != "importance" and not isinstance(self.layers, int):
+            raise ValueError(f"choose: {self.choose} needs a number of layers to choose, such as layers: 4")
+        return self
+
+    def describe(self) -> str:
+        """What is kept, in the names of the settings: `layers 4, intermediate_size 512`; `everything` without any."""
+        kept = self.model_dump(exclude={"choose", "calibration"})
+        return ", ".join(f"{name} {value}" for name, value in kept.items()) or "everything"
+
+
 class StudentSection(Section):
-    """The student: an existing `model` folder or hub name, or a `config` to start from scratch."""
+    """The student: an existing `model` folder or hub name, a `config` to start from scratch, or a cut out of the
+    teacher."""
 
     model: str | None = None
     config: dict[str, Any] | None = None
+    from_teacher: CutSection | None = Field(None, description="cut out of the teacher, whose weights it starts from")
     tokenizer: str | None = Field(None, description="for a config; none takes the teacher's")
     revision: str | None = None
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentSection:
-        if (self.model is None) == (self.config is None):
+        origins = [name for name in ("model", "config", "from_teacher") if getattr(self, name) is not None]
+        if len(origins) != 1:
             raise ValueError(
-                "a student needs either model (a folder or hub name) or config (such as {model_type: llama, ...})"
+                "a student needs exactly one of model (a folder or hub name), config (such as {model_type: llama, "
+                "...}) or from_teacher (such as {layers: 4}); found " + (" and ".join(origins) or "none")
+            )
+        if self.from_teacher is not None and self.tokenizer is not None:
+            raise ValueError(
+                "a student that is cut out of its teacher has the teacher's tokenizer; leave tokenizer out"
             )
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("student.config needs model_type, such as llama or qwen3")

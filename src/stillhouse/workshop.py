@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -11,14 +13,16 @@ from typing import Any
 import torch
 
 from stillhouse import world
-from stillhouse.data.batching import Batches
+from stillhouse.data.batching import Batches, in_order
 from stillhouse.data.rendering import Rendered, Renderer, Role
 from stillhouse.data.sources import read_source
 from stillhouse.errors import RecipeError
 from stillhouse.evaluation.base import Heldout
 from stillhouse.models import CausalLM, fingerprint_model
 from stillhouse.preflight import Plan, make_plan
-from stillhouse.recipe import Recipe, Source
+from stillhouse.pruning.cut import choose, cut
+from stillhouse.pruning.importance import measure
+from stillhouse.recipe import CutSection, Recipe, Source
 from stillhouse.records import Example, fingerprint_file, read_examples, write_examples
 from stillhouse.runs import RunFolder, StageRecord
 from stillhouse.student import Student
@@ -27,6 +31,10 @@ from stillhouse.teachers.stored import StoredTeacher
 
 Progress = Callable[[str, int, int, str], None]
 """Called as (stage, done, total, note); the command line draws it, everyone else may ignore it."""
+
+
+_CALIBRATION_BATCH = 8192
+"""Tokens of a calibration batch, padding counted; fixed, because the last bits of a measurement depend on it."""
 
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
@@ -89,6 +97,8 @@ class Workshop:
     def new_student(self) -> Student:
         """The student as it was before any training; the same one every time."""
         chosen = self.recipe.student
+        if chosen.from_teacher is not None:
+            return Student(str(self._cut_out(chosen.from_teacher)), device=self.device)
         if chosen.model is not None:
             return Student(
                 chosen.model, device=self.device, revision=chosen.revision, trust_remote_code=chosen.trust_remote_code
@@ -96,6 +106,42 @@ class Workshop:
         return Student.from_config(
             chosen.config or {}, self.plan.student_tokenizer, seed=self.recipe.seed, device=self.device
         )
+
+    def _cut_out(self, settings: CutSection) -> Path:
+        """The folder of the student that was cut out of its teacher: made once, so that all its uses start alike."""
+        folder = self.path / "initial"
+        inputs = {
+            "data": fingerprint_file(self.path / "data" / "train.jsonl"),
+            "models": self.models_in_play,
+            "rendering": self.rendering_in_play,
+            "seed": self.recipe.seed,
+        }
+        with self.folder.stage("initial", inputs) as (record, done):
+            if not done:
+                self.progress("cut student", 0, 1, settings.describe())
+                student = self._calibrate_and_cut(settings, record)
+                world.first(lambda: _save_whole(student, folder))
+                self.progress("cut student", 1, 1, "")
+        return folder
+
+    def _calibrate_and_cut(self, settings: CutSection, record: StageRecord) -> CausalLM:
+        rendered, teacher = self.rendered("train", record), self.model("teacher")
+        if teacher.is_spread():
+            raise RecipeError(
+                "student.from_teacher cuts whole weights, and the teacher's are spread over the processes. Make the "
+                "student in one process first (`stillhouse train` there stops after it), or set teacher.hf.shard: never."
+            )
+        drawn = random.Random(self.recipe.seed).sample(rendered, min(settings.calibration, len(rendered)))
+        importance = measure(teacher, in_order(drawn, _CALIBRATION_BATCH))
+        kept = choose(teacher.model.config, settings, importance)
+        record.cost = {"teacher_tokens_read": sum(len(r.tokens) for r in drawn)}
+        record.out = {"layers": kept.layers, "block_influence": importance.influence_L.tolist()}
+        if settings.layers is not None:
+            influence = ", ".join(f"{value:.3f}" for value in importance.influence_L.tolist())
+            how = "named by the recipe" if isinstance(settings.layers, list) else f"choose: {settings.choose}"
+            reason = f"{how}; block influence {influence}"
+            record.choose("layers of the teacher", ", ".join(map(str, kept.layers)), reason)
+        return cut(teacher, settings, kept, importance)
 
     def renderer(self, *, tokenizer: Any = None) -> Renderer:
         """A renderer as the recipe asks for, by default with the student's tokenizer."""
@@ -166,6 +212,15 @@ class Workshop:
         if role == "student_before":
             return self.new_student().lm
         return CausalLM.load(str(self.path / role), device=self.device)
+
+
+def _save_whole(model: CausalLM, folder: Path) -> None:
+    """A model folder that is complete or not there."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    for old in (partial, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    model.save(partial)
+    partial.replace(folder)
 
 
 def _owner(rendered: Rendered, examples: set[str]) -> str:

@@ -173,3 +173,40 @@ def test_a_key_that_stands_twice(recipe: dict[str, Any], tmp_path: Path) -> None
     result = CliRunner().invoke(app, ["check", str(path)])
     assert isinstance(result.exception, StillhouseError)
     assert "stands twice" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("student", "told"),
+    [
+        ({}, "exactly one of model"),
+        ({"config": {"model_type": "llama"}, "from_teacher": {"layers": 1}}, "found config and from_teacher"),
+        ({"from_teacher": {"layers": 1}, "tokenizer": "other"}, "leave tokenizer out"),
+        ({"from_teacher": {"layers": 3}}, "layers is 3, the teacher has 2"),
+        ({"from_teacher": {"layers": [1, 0]}}, "in their order"),
+        ({"from_teacher": {"layers": []}}, "in their order"),
+        ({"from_teacher": {"layers": [0], "choose": "evenly"}}, "needs a number of layers"),
+        ({"from_teacher": {"layers": [0, 2]}}, "numbered 0 to 1"),
+        ({"from_teacher": {"num_attention_heads": 1}}, "multiple of 2"),
+        ({"from_teacher": {"intermediate_size": 25}}, "the teacher has 24"),
+        ({"from_teacher": {"intermediate": 12}}, "Did you mean 'intermediate_size'?"),
+    ],
+    ids=str,
+)
+def test_an_impossible_cut_of_the_teacher(
+    recipe: dict[str, Any], tmp_path: Path, student: dict[str, Any], told: str
+) -> None:
+    recipe["student"] = student
+    assert told in refusal(recipe, tmp_path)
+    assert told in refusal(recipe, tmp_path, "run")
+    assert not (tmp_path / "run" / "initial").exists()
+
+
+def test_a_cut_of_an_architecture_that_is_not_known(recipe: dict[str, Any], tmp_path: Path, tokenizer: Any) -> None:
+    from stillhouse.student import Student
+
+    config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    Student.from_config(config, tokenizer).save(tmp_path / "gpt2")
+    recipe |= {"teacher": {"hf": {"model": str(tmp_path / "gpt2")}}, "student": {"from_teacher": {"layers": 1}}}
+    message = refusal(recipe, tmp_path)
+    assert "'gpt2'" in message
+    assert "llama, mistral" in message

@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"contract", "errors", "registry", "recipe", "recipe_file", "records", "runs", "statistics", "results"},
     {"data", "signals", "models"},
-    {"teachers", "objectives", "student"},
+    {"teachers", "objectives", "student", "pruning"},
     {"synthesis", "selection", "condensation"},
     {"training", "evaluation", "report"},
     {

@@ -164,8 +164,9 @@ def test_a_source_has_exactly_one_origin(write: Any, heldout: str, found: str) -
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        ("{}", "either model .* or config"),
-        ("{model: a, config: {model_type: llama}}", "either model .* or config"),
+        ("{}", "exactly one of model .*, config .* or from_teacher .*; found none"),
+        ("{model: a, config: {model_type: llama}}", "found model and config"),
+        ("{model: a, from_teacher: {layers: 2}}", "found model and from_teacher"),
         ("{config: {hidden_size: 8}}", "student.config needs model_type"),
     ],
 )

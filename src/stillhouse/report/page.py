@@ -133,6 +133,10 @@ def described(part: object) -> str:
         config = part.get("config")
         if isinstance(config, dict):  # a student from scratch
             return f"{config.get('model_type', 'a model')} from scratch"
+        cut = part.get("from_teacher")
+        if isinstance(cut, dict):
+            kept = ", ".join(f"{name} {value}" for name, value in cut.items() if name not in ("choose", "calibration"))
+            return f"a cut of it ({kept or 'everything'})"
         inner = next(iter(part.values()), None)
         return (described(inner) if isinstance(inner, dict) else "") or str(next(iter(part), ""))
     return part if isinstance(part, str) else ""

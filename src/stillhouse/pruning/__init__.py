@@ -1,0 +1,1 @@
+"""A student cut out of its teacher: what can be kept, what is important, and the cut itself."""
