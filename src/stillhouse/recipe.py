@@ -158,9 +158,7 @@ class DataSection(Section):
 class CutSection(Section):
     """What a student that is cut out of its teacher keeps of it; what is not named is kept whole."""
 
-    layers: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, description="how many, or which: [0, 2, 5]"
-    )
+    layers: int | list[int] | None = Field(None, description="how many, or which: [0, 2, 5]")
     choose: Literal["importance", "evenly", "first_last"] = Field(
         "importance", description="which, of a number of layers"
     )
@@ -172,7 +170,11 @@ class CutSection(Section):
 
     @model_validator(mode="after")
     def _layers_in_order(self) -> CutSection:
-        if isinstance(self.layers, list) and (not self.layers or sorted(set(self.layers)) != self.layers):
+        if isinstance(self.layers, int) and self.layers < 1:
+            raise ValueError(f"layers must be at least 1, found {self.layers}")
+        if isinstance(self.layers, list) and (
+            sorted({i for i in self.layers if i >= 0}) != self.layers or not self.layers
+        ):
             raise ValueError("layers must name layers of the teacher in their order, each once, such as [0, 2, 5]")
         if self.choose != "importance" and not isinstance(self.layers, int):
             raise ValueError(f"choose: {self.choose} needs a number of layers to choose, such as layers: 4")

@@ -184,6 +184,8 @@ def test_a_key_that_stands_twice(recipe: dict[str, Any], tmp_path: Path) -> None
         ({"from_teacher": {"layers": 3}}, "layers is 3, the teacher has 2"),
         ({"from_teacher": {"layers": [1, 0]}}, "in their order"),
         ({"from_teacher": {"layers": []}}, "in their order"),
+        ({"from_teacher": {"layers": [-1, 0]}}, "in their order"),
+        ({"from_teacher": {"layers": 0}}, "at least 1, found 0"),
         ({"from_teacher": {"layers": [0], "choose": "evenly"}}, "needs a number of layers"),
         ({"from_teacher": {"layers": [0, 2]}}, "numbered 0 to 1"),
         ({"from_teacher": {"num_attention_heads": 1}}, "multiple of 2"),
