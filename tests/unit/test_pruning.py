@@ -315,7 +315,7 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(tokenizer: Any) 
 def loss(lm: CausalLM, rendered: Sequence[Rendered]) -> float:
     total, count = 0.0, 0
     for batch in in_order(rendered):
-        logprobs = torch.log_softmax(lm.head(lm.hidden(batch.tokens_BT, batch.attention_BT)), -1)
+        logprobs = torch.log_softmax(lm.head(lm.hidden(batch.tokens_BT, batch.positions_BT)), -1)
         loss_BT = -logprobs.gather(-1, batch.targets_BT[..., None])[..., 0]
         total, count = total + float(loss_BT[batch.trained_BT].sum()), count + batch.trained_count()
     return total / count
