@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stillhouse.objectives.forward_kl import ForwardKL
     from stillhouse.objectives.generalized_jsd import GeneralizedJSD
     from stillhouse.objectives.reverse_kl import ReverseKL
+    from stillhouse.recipe import LoRA
     from stillhouse.records import Example
     from stillhouse.shortcuts import batches, problems, read
     from stillhouse.student import Student
@@ -31,6 +32,7 @@ _HOME = {
     "ForwardKL": "stillhouse.objectives.forward_kl",
     "GeneralizedJSD": "stillhouse.objectives.generalized_jsd",
     "HFTeacher": "stillhouse.teachers.hf",
+    "LoRA": "stillhouse.recipe",
     "Optim": "stillhouse.training.optim",
     "ReverseKL": "stillhouse.objectives.reverse_kl",
     "Step": "stillhouse.training.loop",
@@ -50,6 +52,7 @@ __all__ = [
     "ForwardKL",
     "GeneralizedJSD",
     "HFTeacher",
+    "LoRA",
     "Optim",
     "ReverseKL",
     "Step",

@@ -8,7 +8,7 @@ import yaml
 
 from stillhouse import __version__
 from stillhouse.data.sources import describe
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import LoRA, Recipe
 
 
 def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
@@ -17,7 +17,7 @@ def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
     Args:
         recipe: how the model was made.
         role: `student`, or `control` for the one trained without the teacher.
-        facts: teacher's identity, parameters of the model, trained tokens, steps.
+        facts: teacher's identity, parameters of the model and those of them that were trained, trained tokens, steps.
     """
     teacher = facts["teacher"]
     cut = recipe.student.from_teacher
@@ -28,8 +28,12 @@ def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["distillation", "stillhouse"],
     }
+    lora = recipe.student.lora
     if base and not base.startswith(("/", ".", "stillhouse:")):
         header["base_model"] = base
+    if lora is not None:
+        header["tags"].append("lora")
+        header["library_name"] = "transformers" if lora.merge else "peft"
     how = ", ".join(str(item.model_dump(mode="json")) for item in recipe.objective)
     made = {
         "student": f"distilled from **{teacher['name']}** ({teacher['parameters']:,} parameters) with {how}",
@@ -47,6 +51,7 @@ A language model of {facts["parameters"]:,} parameters, {made}.
 | | |
 | --- | --- |
 | started from | {start} |
+| trained | {_trained(lora, facts)} |
 | training data | {describe(recipe.data.train)} |
 | updates | {facts["steps"]:,} |
 | trained tokens | {facts["tokens"]:,} |
@@ -60,3 +65,16 @@ What it kept of its teacher, with intervals and beside a control, stands in the 
 {yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True).strip()}
 ```
 """
+
+
+def _trained(lora: LoRA | None, facts: dict[str, Any]) -> str:
+    """What of the model training moved."""
+    if lora is None:
+        return "all weights"
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+    whole = f", and {', '.join(lora.modules_to_save)} whole" if lora.modules_to_save else ""
+    now = "merged into its weights" if lora.merge else "saved alone: load them with peft on the model they name"
+    return (
+        f"LoRA adapters of rank {lora.r} (alpha {lora.alpha}) on {targets}{whole}: {facts['trainable']:,} parameters, "
+        f"{now}"
+    )

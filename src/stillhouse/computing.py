@@ -45,7 +45,7 @@ def _choose(shop: Workshop) -> dict[str, Any]:
         why = "not measured, because the student is sharded: bfloat16 on accelerators, float32 elsewhere"
     else:
         batch = next(shop.batches(shop.rendered("train", StageRecord("", "")), accumulate))
-        dtype, why = choose_precision(shop.recipe.train.precision, shop.new_student(), batch)
+        dtype, why = choose_precision(shop.recipe.train.precision, shop.trainee(StageRecord("", "")), batch)
     name = str(dtype or torch.float32).removeprefix("torch.")
     return {"accumulate": ("accumulate", accumulate, reason), "dtype": ("precision", name, why)}
 

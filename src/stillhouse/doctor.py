@@ -8,7 +8,7 @@ from typing import Any
 
 from stillhouse.runs import environment
 
-_EXTRAS: dict[str, str] = {}
+_EXTRAS: dict[str, str] = {"peft": "peft"}
 """Optional packages and the extra that brings each; filled by the features that use them."""
 
 

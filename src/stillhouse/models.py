@@ -26,76 +26,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from stillhouse import world
-from stillhouse.errors import ModelError, did_you_mean
-from stillhouse.records import fingerprint, fingerprint_path
-
-EMBEDDED = {"stillhouse:arithmetic": Path(__file__).parent / "assets" / "teacher"}
-"""Models that ship with the package, by the name recipes use."""
+from stillhouse import adapters, world
+from stillhouse.errors import ModelError
+from stillhouse.locating import locate
+from stillhouse.records import fingerprint
 
 _UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
 """What transformers and the libraries below it raise for files that are missing, damaged or contradict one another."""
-
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
-
-
-def locate(name: str) -> str:
-    """The folder of an embedded or local model, or the hub name as it is.
-
-    Raises:
-        ModelError: an unknown embedded name, a path that does not exist, a file where a folder is meant, or pickled
-        weights only.
-    """
-    if name in EMBEDDED:
-        return str(EMBEDDED[name])
-    if name.startswith("stillhouse:"):
-        raise ModelError(f"There is no embedded model {name!r}. {did_you_mean(name, EMBEDDED)}")
-    path = Path(name).expanduser()
-    if path.is_file():
-        raise ModelError(
-            f"{name} is a file; a model is a folder with config.json, model.safetensors and tokenizer.json, or a hub "
-            "name. Weights are read from safetensors only: a pickled checkpoint can run code when it is opened. "
-            "Convert it once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
-        )
-    if path.is_dir():
-        _refuse_pickles(path)
-        return str(path)
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ModelError(
-            f"There is no model folder {name!r}. Give the folder that holds config.json, or a hub name such as "
-            "Qwen/Qwen3-0.6B."
-        )
-    return name
-
-
-def _refuse_pickles(folder: Path) -> None:
-    if not (folder / "config.json").exists():
-        raise ModelError(f"{folder} holds no config.json, so it is no model folder. It holds: {_listing(folder)}.")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = [name for name in _PICKLES if (folder / name).exists()] or [p.name for p in folder.glob("*.bin")]
-    if pickled:
-        raise ModelError(
-            f"{folder} holds only pickled weights ({', '.join(pickled)}), which can run code when they are opened, so "
-            "they are refused. Convert them once where you trust them: "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
-        )
-    raise ModelError(f"{folder} holds no model.safetensors. It holds: {_listing(folder)}.")
-
-
-def _listing(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-
-
-def fingerprint_model(name: str) -> str | None:
-    """A hash of a model folder's files, so that a run notices when they change; None for a hub name, which says what it
-    is by its revision.
-
-    Raises:
-        ModelError: as `locate`.
-    """
-    place = Path(locate(name))
-    return fingerprint_path(place) if place.is_dir() else None
 
 
 def load_tokenizer(
@@ -118,11 +55,17 @@ def load_tokenizer(
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The configuration of a model folder or hub name, without its weights."""
-    place = locate(name)
+    place, revision = _under_adapters(locate(name), revision)
     try:
         return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except _UNREADABLE as error:
         raise ModelError(f"The configuration of {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _under_adapters(place: str, revision: str | None) -> tuple[str, str | None]:
+    """The place itself, or for a folder of adapters that of the model under them."""
+    base = adapters.adapter_base(place)
+    return (place, revision) if base is None else (locate(base[0]), base[1])
 
 
 def _first_line(error: BaseException) -> str:
@@ -188,16 +131,18 @@ class CausalLM:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> CausalLM:
-        """Load from a local folder, a hub name or an embedded name; weights from safetensors only.
+        """Load from a local folder, a hub name or an embedded name; weights from safetensors only. Adapters in a folder
+        of peft's are merged into the model that it names.
 
         Raises:
             ModelError: not found, pickled, or broken.
         """
         place = locate(name)
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+        base, revision = _under_adapters(place, revision)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                place,
+                base,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 dtype=dtype,
@@ -212,6 +157,8 @@ class CausalLM:
                 f"The model {name!r} lacks {len(missing)} of its weights, such as {missing[0]}: its files and its "
                 "config.json do not belong together, or the download is incomplete."
             )
+        if base != place:
+            model = adapters.load_adapted(model, place)
         lm = cls(name, model.to(device).eval(), tokenizer)
         lm.check_split()
         return lm
@@ -374,10 +321,23 @@ class CausalLM:
         finally:
             self.model.train(training)
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face folder that AutoModelForCausalLM, vLLM and llama.cpp's converter read."""
+    def save(self, folder: Path, *, merge: bool = True) -> None:
+        """Write an ordinary Hugging Face folder that AutoModelForCausalLM, vLLM and llama.cpp's converter read.
+
+        Args:
+            folder: made where it is absent.
+            merge: of a model with adapters, write the sum; otherwise the adapters alone, as peft's folder.
+
+        Raises:
+            ModelError: adapters alone, on a model that lies in no folder.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder)
+        if not adapters.is_adapted(self.model):
+            self.model.save_pretrained(folder)
+        elif merge:
+            adapters.save_merged(self.model, folder)
+        else:
+            adapters.save_adapter(self.model, folder)
         self.tokenizer.save_pretrained(folder)
 
     def identity(self) -> dict[str, Any]:

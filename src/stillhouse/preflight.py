@@ -8,8 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from stillhouse.adapters import adapter_base, check_targets, require_peft, skeleton
 from stillhouse.errors import NeedsError, RecipeError
 from stillhouse.evaluation.base import Evaluator
+from stillhouse.locating import locate
 from stillhouse.models import load_config, load_tokenizer, vocabulary_size
 from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.pruning.architecture import shrunk_config
@@ -68,7 +70,10 @@ def make_plan(recipe: Recipe) -> Plan:
         RecipeError: unknown component or wrong setting.
         NeedsError: a component needs what the teacher does not provide, or the tokenizers differ.
         ModelError: a tokenizer or configuration cannot be read.
+        MissingExtraError: the recipe asks for LoRA, and peft is not installed.
     """
+    if recipe.student.lora is not None:
+        require_peft()
     teacher: Teacher = recipe.teacher.build("teacher")
     objectives = tuple(item.build("objective") for item in recipe.objective)
     evaluators = tuple(item.build("evaluator") for item in recipe.evaluate)
@@ -82,6 +87,7 @@ def make_plan(recipe: Recipe) -> Plan:
     temperature = _match_record(recipe, teacher, objectives, vocabulary_size(teacher_tokenizer))
     teacher_config = teacher.load_config()
     student_tokenizer, config = _student(recipe, teacher, teacher_tokenizer, teacher_config)
+    _check_training(recipe, config)
     token_by_token = [name_of(c) for c in (*objectives, *evaluators) if "distribution" in c.needs]
     if token_by_token:
         _compare_tokenizers(student_tokenizer, teacher_tokenizer, token_by_token)
@@ -186,6 +192,26 @@ def _student(
         return load_tokenizer(chosen.model, **how), load_config(chosen.model, **how)
     tokenizer = load_tokenizer(chosen.tokenizer) if chosen.tokenizer else teacher_tokenizer
     return tokenizer, student_config(chosen.config or {}, tokenizer)
+
+
+def _check_training(recipe: Recipe, config: Any) -> None:
+    """Adapters and recomputed activations must suit the student's architecture, looked at without its weights."""
+    chosen = recipe.student
+    if chosen.lora is None and not recipe.train.activation_checkpointing:
+        return
+    model = skeleton(config, trust_remote_code=chosen.trust_remote_code)
+    if recipe.train.activation_checkpointing and not model.supports_gradient_checkpointing:
+        raise NeedsError(
+            f"train.activation_checkpointing: {type(model).__name__} cannot compute activations again. Leave it out."
+        )
+    if chosen.lora is None:
+        return
+    check_targets(model, chosen.lora)
+    if not chosen.lora.merge and adapter_base(locate(chosen.model or "")) is not None:
+        raise NeedsError(
+            f"student.lora.merge is false, and {chosen.model} holds adapters itself: new ones belong to the sum, which "
+            "lies in no folder. Leave merge out."
+        )
 
 
 def _compare_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, users: list[str]) -> None:

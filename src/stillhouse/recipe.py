@@ -186,6 +186,19 @@ class CutSection(Section):
         return ", ".join(f"{name} {value}" for name, value in kept.items()) or "everything"
 
 
+class LoRA(Section):
+    """Low-rank adapters: the student's own weights stay as they are, and two thin factors beside each are trained."""
+
+    r: int = Field(16, ge=1, description="rank of the factors")
+    alpha: int = Field(32, ge=1, description="the adapters' output is scaled by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Annotated[list[str], Field(min_length=1)] | str = Field(
+        "all-linear", description="names of layers; all-linear is every linear layer but the head; or a pattern"
+    )
+    modules_to_save: list[str] = Field([], description="names of layers that are trained whole")
+    merge: bool = Field(True, description="save an ordinary model; false saves the adapters alone, as peft does")
+
+
 class StudentSection(Section):
     """The student: an existing `model` folder or hub name, a `config` to start from scratch, or a cut out of the
     teacher."""
@@ -196,6 +209,16 @@ class StudentSection(Section):
     tokenizer: str | None = Field(None, description="for a config; none takes the teacher's")
     revision: str | None = None
     trust_remote_code: bool = False
+    lora: LoRA | None = Field(None, description="train adapters in place of the weights; none trains the weights")
+
+    @model_validator(mode="after")
+    def _adapters_alone_name_their_model(self) -> StudentSection:
+        if self.lora is not None and not self.lora.merge and self.model is None:
+            raise ValueError(
+                "student.lora.merge is false, which saves adapters that name the model they belong to, and a student "
+                "without student.model lies in no folder that they could name. Leave merge out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentSection:
@@ -235,6 +258,9 @@ class TrainSection(Section):
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns faster from scratch")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     chunk: int | None = Field(None, ge=1, description="tokens whose logits exist at once; none chooses")
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, a third more time"
+    )
     evaluate_every: int | None = Field(None, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -271,6 +297,15 @@ class Recipe(Section):
         if isinstance(value, str) and value not in registry.names("teacher"):
             return {"hf": {"model": value}}
         return value
+
+    @model_validator(mode="after")
+    def _muon_trains_whole_matrices(self) -> Recipe:
+        if self.student.lora is not None and self.train.optimizer == "muon":
+            raise ValueError(
+                "train.optimizer is muon, which orthogonalises the update of a whole weight matrix; orthogonal updates "
+                "of LoRA's two factors make no orthogonal update of their product. Set train.optimizer: adamw"
+            )
+        return self
 
     def components(self) -> Iterator[tuple[tuple[str | int, ...], str, Component]]:
         """Every component that is named, with its place in the recipe and its family."""

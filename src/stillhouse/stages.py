@@ -77,7 +77,7 @@ def evaluate_run(out: Path, progress: Progress = silent) -> Outcome:
         RunError: not a run folder, or not trained yet.
     """
     recipe = RunFolder(out).recipe()
-    if not (out / "student" / "config.json").exists():
+    if RunFolder(out).stage_record("train-student") is None:
         raise RunError(f"{out} has no trained student yet. `stillhouse run` or `stillhouse train` makes one.")
     return _with_workshop(recipe, out, progress, ("data", "train", "evaluate", "report"))
 
@@ -202,7 +202,7 @@ def _train_to_the_end(
 ) -> None:
     recipe, settings = shop.recipe, shop.recipe.train
     torch.manual_seed(recipe.seed)
-    student = shop.new_student()
+    student = shop.trainee(record)
     rendered = shop.rendered(source, record)
     compute = choose_compute(shop, record)
     batches = shop.batches(rendered, compute.accumulate or 1)
@@ -234,7 +234,8 @@ def _train_to_the_end(
         record.cost["teacher_tokens_read"] = teacher.tokens_read - read_before
     facts = {
         "teacher": shop.teacher.identity(),
-        "parameters": student.lm.parameters(),
+        "parameters": student.parameters(),
+        "trainable": student.trainable_parameters(),
         "tokens": state.tokens,
         "steps": state.step,
     }
@@ -247,7 +248,7 @@ def _unsharded(shop: Workshop, state: TrainState) -> Student:
     """The trained student in one piece; where its weights were sharded, a copy in the first process."""
     if not state.parallel.sharded:
         return state.student
-    copy, weights = shop.new_student(), state.parallel.whole_state()
+    copy, weights = shop.trainee(StageRecord("", "")), state.parallel.whole_state()
     if world.is_main():
         copy.lm.model.load_state_dict(weights)
     return copy

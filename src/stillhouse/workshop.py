@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from stillhouse import world
+from stillhouse.adapters import unties
 from stillhouse.data.batching import Batches, in_order
 from stillhouse.data.rendering import Rendered, Renderer, Role
 from stillhouse.data.sources import read_source
 from stillhouse.errors import RecipeError
 from stillhouse.evaluation.base import Heldout
-from stillhouse.models import CausalLM, fingerprint_model
+from stillhouse.locating import fingerprint_model
+from stillhouse.models import CausalLM
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.pruning.cut import choose, cut
 from stillhouse.pruning.importance import measure
@@ -107,6 +109,21 @@ class Workshop:
             chosen.config or {}, self.plan.student_tokenizer, seed=self.recipe.seed, device=self.device
         )
 
+    def trainee(self, record: StageRecord) -> Student:
+        """The student ready for training: with fresh adapters and recomputed activations where the recipe asks for
+        them; the same one every time."""
+        student, chosen = self.new_student(), self.recipe.student
+        if chosen.lora is not None:
+            student.adapt(chosen.lora, seed=self.recipe.seed, revision=chosen.revision)
+            count = f"{student.trainable_parameters():,} beside {student.parameters():,}"
+            record.choose("trained parameters", count, "student.lora: the model's own are frozen")
+            if unties(student.lm.model):
+                reason = "student.lora names one of the two, so that they no longer share their weights"
+                record.choose("head and embeddings", "a matrix each", reason)
+        if self.recipe.train.activation_checkpointing:
+            student.checkpoint_activations()
+        return student
+
     def _cut_out(self, settings: CutSection) -> Path:
         """The folder of the student that was cut out of its teacher: made once, so that all its uses start alike."""
         folder = self.path / "initial"
@@ -129,7 +146,7 @@ class Workshop:
         if teacher.is_spread():
             raise RecipeError(
                 "student.from_teacher cuts whole weights, and the teacher's are spread over the processes. Make the "
-                "student in one process first (`stillhouse train` there stops after it), or set teacher.hf.shard: never."
+                "student in one process first (`stillhouse train`), or set teacher.hf.shard: never."
             )
         drawn = random.Random(self.recipe.seed).sample(rendered, min(settings.calibration, len(rendered)))
         importance = measure(teacher, in_order(drawn, _CALIBRATION_BATCH))
@@ -211,7 +228,8 @@ class Workshop:
             return self.teacher.lm
         if role == "student_before":
             return self.new_student().lm
-        return CausalLM.load(str(self.path / role), device=self.device)
+        trusted = self.recipe.student.trust_remote_code
+        return CausalLM.load(str(self.path / role), device=self.device, trust_remote_code=trusted)
 
 
 def _save_whole(model: CausalLM, folder: Path) -> None:

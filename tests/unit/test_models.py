@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from stillhouse.errors import ModelError
-from stillhouse.models import EMBEDDED, CausalLM, Sampling, load_config, load_tokenizer, locate, vocabulary_size
+from stillhouse.locating import EMBEDDED, locate
+from stillhouse.models import CausalLM, Sampling, load_config, load_tokenizer, vocabulary_size
 
 
 @pytest.fixture

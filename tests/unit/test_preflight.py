@@ -53,3 +53,23 @@ def test_two_evaluators_may_not_give_one_metric() -> None:
     _refuse_twins([Tasks(), Tasks(name="other")])
     with pytest.raises(RecipeError, match=r"tasks\.accuracy twice"):
         _refuse_twins([Tasks(), Tasks()])
+
+
+def test_activations_are_computed_again_only_where_the_architecture_can() -> None:
+    from transformers import AutoConfig
+
+    from stillhouse.preflight import _check_training
+    from stillhouse.recipe import Recipe
+
+    recipe = Recipe.model_validate(
+        {
+            "teacher": "some/teacher",
+            "student": {"model": "some/student"},
+            "data": {"train": "train.jsonl", "heldout": "test.jsonl"},
+            "objective": "cross_entropy",
+            "train": {"activation_checkpointing": True},
+        }
+    )
+    _check_training(recipe, AutoConfig.for_model("llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(NeedsError, match="OpenAIGPTLMHeadModel cannot compute activations again"):
+        _check_training(recipe, AutoConfig.for_model("openai-gpt", n_embd=16, n_layer=1, n_head=2))

@@ -16,7 +16,8 @@ from stillhouse.checking import measure_size
 from stillhouse.data.batching import TokenBatch, in_order
 from stillhouse.data.rendering import Rendered, Renderer
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.models import EMBEDDED, CausalLM, Sampling
+from stillhouse.locating import EMBEDDED
+from stillhouse.models import CausalLM, Sampling
 from stillhouse.pruning.architecture import SUPPORTED, planned_layers, shrunk_config
 from stillhouse.pruning.cut import choose, choose_layers, cut, shrink
 from stillhouse.pruning.importance import Importance, measure

@@ -108,7 +108,7 @@ def test_student_of_half_precision_weights_trains_in_float32(make_student: Any, 
 
 
 def test_embedded_teacher_is_a_student_too() -> None:
-    from stillhouse.models import EMBEDDED
+    from stillhouse.locating import EMBEDDED
 
     if not (EMBEDDED["stillhouse:arithmetic"] / "model.safetensors").exists():
         pytest.skip("stillhouse:arithmetic has not been built in this checkout")

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from stillhouse.adapters import is_adapted
 from stillhouse.errors import ModelError
 from stillhouse.models import CausalLM, Sampling
 from stillhouse.records import fingerprint
@@ -47,7 +48,7 @@ def peak_of_own_process(model: CausalLM, load: Load) -> int:
 def _folder(model: CausalLM, scratch: Path) -> str:
     """Where the model was loaded from; a model made here, or whose folder has gone, is saved first."""
     place = str(model.model.name_or_path)
-    if place and (Path(place).is_dir() or not place.startswith(("/", "."))):
+    if place and not is_adapted(model.model) and (Path(place).is_dir() or not place.startswith(("/", "."))):
         return place
     model.save(scratch)
     return str(scratch)

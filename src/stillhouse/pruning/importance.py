@@ -53,7 +53,7 @@ def measure(lm: CausalLM, batches: Iterable[TokenBatch]) -> Importance:
             listening.enter_context(handle)
         for batch in batches:
             here = batch.to(lm.device)
-            meter.real_BT1 = here.attention_BT[..., None].float()
+            meter.real_BT1 = (here.examples_BT() >= 0)[..., None].float()
             lm.hidden(here.tokens_BT, here.positions_BT)
     layers = range(len(decoder.layers))
     norms = [f"layers.{i}.{name}" for i in layers for name in _norms(decoder.layers[i])]

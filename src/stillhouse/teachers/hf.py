@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from stillhouse import world
 from stillhouse.data.batching import TokenBatch
-from stillhouse.models import CausalLM, Sampling, fingerprint_model, load_config, load_tokenizer
+from stillhouse.locating import fingerprint_model
+from stillhouse.models import CausalLM, Sampling, load_config, load_tokenizer
 from stillhouse.signals.kinds import Headed
 from stillhouse.teachers.base import Teacher, TeacherSession
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from stillhouse.data.batching import TokenBatch
 from stillhouse.data.rendering import Rendered
 from stillhouse.errors import NeedsError, SignalStoreError
-from stillhouse.models import CausalLM, Sampling, fingerprint_model, load_config, load_tokenizer
+from stillhouse.locating import fingerprint_model
+from stillhouse.models import CausalLM, Sampling, load_config, load_tokenizer
 from stillhouse.records import fingerprint, fingerprint_file
 from stillhouse.signals.kinds import TopK
 from stillhouse.signals.layout import WAY_OUT, read_header

@@ -44,7 +44,8 @@ def _seconds(student: Student, batch: TokenBatch, dtype: torch.dtype | None) -> 
         started = time.perf_counter()
         with torch.autocast(lm.device.type, dtype=dtype, enabled=dtype is not None):
             hidden = lm.hidden(batch.tokens_BT, batch.positions_BT)
-        hidden.float().sum().backward()
+        if hidden.requires_grad:  # not where the head alone is trained
+            hidden.float().sum().backward()
         if lm.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
