@@ -154,11 +154,12 @@ def check(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson =
 @app.command(name="list")
 def list_(
     family: Annotated[
-        str | None, typer.Argument(metavar="[FAMILY]", help="teacher, objective, synthesizer, evaluator or recipe.")
+        str | None,
+        typer.Argument(metavar="[FAMILY]", help="teacher, objective, synthesizer, evaluator, tracker or recipe."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which teachers, objectives, synthesizers, evaluators and recipes there are.
+    """Which teachers, objectives, synthesizers, evaluators, trackers and recipes there are.
 
     Example: stillhouse list objective
     """

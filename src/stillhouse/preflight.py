@@ -22,6 +22,7 @@ from stillhouse.signals.vocabulary import require_same_vocabulary
 from stillhouse.student import student_config
 from stillhouse.synthesis.base import Synthesizer
 from stillhouse.teachers.base import Teacher
+from stillhouse.tracking.base import Tracker
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Plan:
     teacher_config: Any
     max_length: int
     record_temperature: float
+    trackers: tuple[Tracker, ...] = ()
 
     @property
     def white_box(self) -> bool:
@@ -70,10 +72,13 @@ def make_plan(recipe: Recipe) -> Plan:
         RecipeError: unknown component or wrong setting.
         NeedsError: a component needs what the teacher does not provide, or the tokenizers differ.
         ModelError: a tokenizer or configuration cannot be read.
-        MissingExtraError: the recipe asks for LoRA, and peft is not installed.
+        MissingExtraError: the recipe asks for LoRA or a tracker whose package is not installed.
     """
     if recipe.student.lora is not None:
         require_peft()
+    trackers = tuple(item.build("tracker") for item in recipe.track)
+    for tracker in trackers:
+        tracker.require()
     teacher: Teacher = recipe.teacher.build("teacher")
     objectives = tuple(item.build("objective") for item in recipe.objective)
     evaluators = tuple(item.build("evaluator") for item in recipe.evaluate)
@@ -109,6 +114,7 @@ def make_plan(recipe: Recipe) -> Plan:
         teacher_config,
         limit or context,
         temperature,
+        trackers,
     )
 
 

@@ -89,6 +89,15 @@ TeacherName = Annotated[Component, _named("teacher")]
 ObjectiveName = Annotated[Component, _named("objective")]
 SynthesizerName = Annotated[Component, _named("synthesizer")]
 EvaluatorName = Annotated[Component, _named("evaluator")]
+TrackerName = Annotated[Component, _named("tracker")]
+
+
+def _once_each(trackers: list[Component]) -> list[Component]:
+    names = [tracker.name for tracker in trackers]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"track names {twice} twice, and both would write to the same place; keep one")
+    return trackers
 
 
 class ArithmeticSource(Section):
@@ -286,6 +295,9 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     score: ScoreSection | None = Field(None, description="ask the teacher once and train from its record")
     evaluate: list[EvaluatorName] = [Component(name="likelihood"), Component(name="fidelity")]
+    track: Annotated[list[TrackerName], BeforeValidator(_to_list), AfterValidator(_once_each)] = Field(
+        [], description="where else the curves are shown; metrics.jsonl and the report hold them anyway"
+    )
     headline: str | None = Field(None, description="the metric of the report's first sentence; none chooses")
     control: bool = True
     samples: int = Field(40, ge=0, description="held-out prompts answered by all models, side by side")
@@ -312,6 +324,7 @@ class Recipe(Section):
         yield ("teacher",), "teacher", self.teacher
         yield from ((("objective", i), "objective", item) for i, item in enumerate(self.objective))
         yield from ((("evaluate", i), "evaluator", item) for i, item in enumerate(self.evaluate))
+        yield from ((("track", i), "tracker", item) for i, item in enumerate(self.track))
         yield from ((("data", "steps", i), "synthesizer", item) for i, item in enumerate(self.data.steps))
         for name, source in self.data.sources().items():
             if source.synthesizer is not None:

@@ -28,6 +28,7 @@ FAMILIES: Mapping[str, str] = {
     "objective": "stillhouse.objectives",
     "synthesizer": "stillhouse.synthesis",
     "evaluator": "stillhouse.evaluation",
+    "tracker": "stillhouse.tracking",
 }
 """Family name, in the singular as messages say it, to the package that holds its components."""
 

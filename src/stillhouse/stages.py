@@ -87,6 +87,8 @@ def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequenc
         shop = Workshop(recipe, folder, progress if world.is_main() else silent)
         outcome = Outcome(out)
         try:
+            if "train" in parts:
+                shop.metrics.open(shop.plan.trackers, recipe.resolved(), recipe.name)
             if "data" in parts:
                 _data(shop, outcome)
             _describe_environment(shop)
@@ -214,7 +216,7 @@ def _train_to_the_end(
     if found := checkpoints(saved):
         load_checkpoint(found[-1], state)
         record.choose(f"{role} continued", f"from step {state.step}", "a checkpoint of a run that was stopped")
-    shop.folder.forget_metrics(role, state.step)
+    shop.metrics.forget(role, state.step)
     every = settings.checkpoint_every or max(1, settings.steps // 5)
     teacher = shop.signals if any(o.needs for o in objectives) else None
     if teacher is not None:
@@ -229,6 +231,7 @@ def _train_to_the_end(
         if step.number % every == 0 and step.number < settings.steps:
             save_checkpoint(saved, state, keep=settings.keep_checkpoints)
     save_checkpoint(saved, state, keep=settings.keep_checkpoints)
+    shop.metrics.account(record)
     record.cost = {f"{role}_tokens_trained": state.tokens}
     if teacher is not None:
         record.cost["teacher_tokens_read"] = teacher.tokens_read - read_before
@@ -255,7 +258,7 @@ def _unsharded(shop: Workshop, state: TrainState) -> Student:
 
 
 def _log(shop: Workshop, role: str, step: Step) -> None:
-    shop.folder.log(
+    shop.metrics.log(
         {
             "model": role,
             "step": step.number,
@@ -287,7 +290,7 @@ class _Cadence:
                 with step.state.parallel.readable() as model:
                     _measure(evaluator, model, self.data, None, measured)
         values = {name: estimate.value for name, estimate in measured.values().items()}
-        self.shop.folder.log({"model": self.role, "step": step.number, "evaluation": values})
+        self.shop.metrics.log({"model": self.role, "step": step.number, "evaluation": values})
 
 
 def _evaluate(shop: Workshop, outcome: Outcome) -> None:
@@ -316,8 +319,10 @@ def _evaluate(shop: Workshop, outcome: Outcome) -> None:
                     result.save(shop.path / "evaluation" / role)
         results[role] = ModelResult.load(shop.path / "evaluation" / role)
     shop.progress("evaluate", len(roles), len(roles), "")
-    shop.folder.write_json("evaluation.json", summarize(results, shop.recipe.headline))
+    summary = summarize(results, shop.recipe.headline)
+    shop.folder.write_json("evaluation.json", summary)
     if world.is_main():
+        shop.metrics.conclude(summary["models"], shop.recipe.train.steps)
         _write_samples(shop, results)
 
 

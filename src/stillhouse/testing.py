@@ -26,8 +26,9 @@ from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.signals.kinds import Dense, Signal, TopK
 from stillhouse.signals.support import align
 from stillhouse.teachers.base import TeacherSession
+from stillhouse.tracking._contract import check_tracker
 
-__all__ = ["check_evaluator", "check_objective", "check_teacher"]
+__all__ = ["check_evaluator", "check_objective", "check_teacher", "check_tracker"]
 
 _N, _V, _PADDING = 7, 11, 5
 

@@ -20,6 +20,7 @@ from stillhouse.data.sources import read_source
 from stillhouse.errors import RecipeError
 from stillhouse.evaluation.base import Heldout
 from stillhouse.locating import fingerprint_model
+from stillhouse.metrics import Metrics
 from stillhouse.models import CausalLM
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.pruning.cut import choose, cut
@@ -51,6 +52,7 @@ class Workshop:
         self.folder = folder
         self.progress = progress
         self.plan: Plan = make_plan(recipe)
+        self.metrics = Metrics(folder)
         self.device, self.device_reason = choose_device(recipe.device)
         self._rendered: dict[str, tuple[list[Example], list[Rendered], Renderer]] = {}
 
@@ -92,7 +94,8 @@ class Workshop:
         return self.recipe.data.model_dump(mode="json", include={"max_length", "overflow", "train_on"})
 
     def close(self) -> None:
-        """Close the teacher if it was opened."""
+        """Close the trackers, and the teacher if it was opened."""
+        self.metrics.close()
         if "teacher" in self.__dict__:
             self.teacher.close()
 
