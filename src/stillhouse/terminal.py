@@ -173,21 +173,56 @@ def check_text(result: Mapping[str, Any]) -> str:
 
 
 def doctor_text(facts: Mapping[str, Any]) -> str:
-    """What `doctor` found."""
-    packages = ", ".join(f"{name} {version or 'MISSING'}" for name, version in facts["packages"].items())
+    """What `doctor` found, problems last, where a person looks."""
     rows = [
-        ["stillhouse", facts["stillhouse"]],
-        ["python", f"{facts['python']} on {facts['platform']}"],
-        ["processor", f"{facts['cpu']}, {facts['cores']} cores, {facts['cpu_capability']}, {facts['threads']} threads"],
-        [
-            "memory",
-            f"{facts['memory_bytes'] / 2**30:.1f} GiB, disk free here {facts['free_disk_bytes'] / 2**30:.1f} GiB",
-        ],
-        ["device", f"{facts['device']} ({facts['device_reason']})"],
-        ["packages", packages],
+        ["stillhouse", f"{facts['stillhouse']}, python {facts['python']} on {facts['platform']}"],
+        ["processor", f"{facts['cpu']}, {facts['cores']} cores"],
+        ["memory", _memory_text(facts)],
+        ["disk", f"{facts['free_disk_bytes'] / 2**30:.1f} GiB free here"],
     ]
-    rows += [["problem", text] for text in facts["problems"]] or [["", "No problem found."]]
+    if "device" in facts:
+        speed = facts["operations_per_second"]
+        rows += [
+            ["device", f"{facts['device']} ({facts['device_reason']})"],
+            ["threads", f"{facts['threads']} on {facts['usable_cores']} usable cores, {facts['cpu_capability']}"],
+            [
+                "precision",
+                f"measured just now on matrix products: float32 {speed['float32'] / 1e9:,.0f} GFLOP/s, bfloat16 "
+                f"{speed['bfloat16'] / 1e9:,.0f} ({speed['bfloat16'] / speed['float32']:.2g} times as fast)",
+            ],
+            ["", "a run (train.precision: auto) does not go by that: it times its own student on a real batch"],
+        ]
+    rows += _hub_rows(facts["hub"])
+    rows += [["package" if not i else "", text] for i, text in enumerate(_package_lines(facts["packages"]))]
+    for extra, found in facts["extras"].items():
+        for name, package in found["packages"].items():
+            have = package["version"] or f"not installed: {found['install']}"
+            rows.append([f"extra {extra}", f"{name} {have}, for {found['for']}"])
+    rows += [["note", text] for text in facts["notes"]]
+    rows += [["PROBLEM", text] for text in facts["problems"]] or [["", "No problem found."]]
     return _columns(rows)
+
+
+def _memory_text(facts: Mapping[str, Any]) -> str:
+    text = f"{facts['memory_bytes'] / 2**30:.1f} GiB"
+    if facts["memory_limit_bytes"]:
+        text += f", this container may use {facts['memory_limit_bytes'] / 2**30:.1f}"
+    available = facts["available_memory_bytes"]
+    return text if available is None else f"{text}, {available / 2**30:.1f} free"
+
+
+def _hub_rows(hub: Mapping[str, Any] | None) -> list[list[str]]:
+    if hub is None:
+        return []
+    reach = "offline (HF_HUB_OFFLINE): only what is in the cache" if hub["offline"] else hub["endpoint"]
+    token = "a token is there" if hub["token"] else "no token, which public models do not need (`hf auth login`)"
+    return [["hub", f"{reach}; {token}"], ["", f"cache {hub['home']}, {hub['free_disk_bytes'] / 2**30:.1f} GiB free"]]
+
+
+def _package_lines(packages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names with versions, four to a line."""
+    named = [f"{name} {found['version'] or 'MISSING'}" for name, found in packages.items()]
+    return [", ".join(named[i : i + 4]) for i in range(0, len(named), 4)]
 
 
 def component_facts(kind: str, name: str) -> tuple[dict[str, Any], str]:
