@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import wandb
 from tracked import READERS
+from wandb_server import serving
 
 from stillhouse import registry
 from stillhouse.testing import check_tracker
@@ -17,13 +19,29 @@ from stillhouse.tracking.base import Row, Tracker, TrackerSession, full_points
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield
+    wandb.teardown()  # it reads its environment once in a process
 
 
 @pytest.mark.parametrize("name", registry.names("tracker"))
 def test_tracker_keeps_its_contract(name: str, tmp_path: Path) -> None:
     check_tracker(registry.build("tracker", name, {}), tmp_path, READERS[name])
+
+
+def test_wandb_keeps_its_contract_online_where_it_must_ask_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as server:
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+        check_tracker(registry.build("tracker", "wandb", {"project": "mine"}), tmp_path, server.points)
+        assert (
+            len(server.runs) == 2
+        )  # W&B cannot take points back, so the training that started over is a run of its own
 
 
 # The contract itself: each broken tracker must be caught, or passing it means nothing.

@@ -106,7 +106,7 @@ class _Session(TrackerSession):
         for model in _TRAINED:
             run.define_metric(f"{model}/*", step_metric=f"{model}/step")
         if mode != "disabled":
-            record.write(run.id, offline=mode in _OFFLINE)
+            record.write(run.id, offline=run.offline)
         clocks = [f"{model}/{kind}step" for model in _TRAINED for kind in ("", "evaluation/")]
         self.held = {clock: int(step) for clock in clocks if (step := run.summary.get(clock)) is not None}
         return run
