@@ -95,13 +95,15 @@ class RunFolder:
         wanted = recipe.resolved()
         if place.exists():
             found = yaml.safe_load(place.read_text(encoding="utf-8"))
-            if found != wanted:
+            if differences := _differences(_without_watchers(found), _without_watchers(wanted)):
                 raise RunError(
-                    f"{self.path} was made by another recipe; it differs in {', '.join(_differences(found, wanted))}. "
-                    "Give this run a folder of its own with --out, or move the old one away."
+                    f"{self.path} was made by another recipe; it differs in {', '.join(differences)}. Two ways on: "
+                    "continue the old run with its own recipe (`stillhouse run "
+                    f"{place} --out {self.path}`), or give this one a folder of its own with --out."
                 )
-            return
-        foreign = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            if found == wanted:
+                return
+        foreign = [] if place.exists() else [p.name for p in self.path.iterdir() if p.name != ".lock"]
         if foreign:
             raise RunError(
                 f"{self.path} is not a run folder and not empty (it holds {', '.join(sorted(foreign)[:5])}). Choose "
@@ -215,6 +217,11 @@ class RunFolder:
                 "data": (self.stage_record("data") or StageRecord("data", "")).out,
             },
         )
+
+
+def _without_watchers(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what only looks on: a tracker may be added or left out under way."""
+    return {key: value for key, value in recipe.items() if key != "track"}
 
 
 def _without_name(record: StageRecord) -> dict[str, Any]:

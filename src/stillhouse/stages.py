@@ -88,7 +88,7 @@ def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequenc
         outcome = Outcome(out)
         try:
             if "train" in parts:
-                shop.metrics.open(shop.plan.trackers, recipe.resolved(), recipe.name)
+                world.first(lambda: shop.metrics.open(shop.plan.trackers, recipe.resolved(), recipe.name))
             if "data" in parts:
                 _data(shop, outcome)
             _describe_environment(shop)
