@@ -17,7 +17,8 @@ from stillhouse.data.rendering import Rendered, Role
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
 from stillhouse.signals import Signal
-from stillhouse.training.chunking import batch_loss, choose_chunk
+from stillhouse.training import chunking
+from stillhouse.training.chunking import batch_loss, choose_chunk, choose_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +95,113 @@ def test_head_scaling_and_capping_are_part_of_the_chunk(make_student: Any, batch
         capped = 0.5 * torch.tanh(logits / 0.5)
         expected = torch.nn.functional.cross_entropy(capped, batch.targets_BT[batch.trained_BT], reduction="sum")
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# What the head may be. Values and gradients of every objective against plain autograd stand in tests/invariants.
+
+
+class Head(torch.nn.Module):
+    """Any head: weights of several kinds, and what `batch_loss` asks of a model."""
+
+    vocabulary = 30
+
+    def __init__(self, kind: str, width: int = 6, padded: int = 33) -> None:
+        super().__init__()
+        self.kind = kind
+        self.linear = torch.nn.Linear(width, padded, bias=kind == "biased")
+        if kind == "adapted":
+            self.linear.requires_grad_(False)
+            self.down, self.up = torch.nn.Linear(width, 2, bias=False), torch.nn.Linear(2, padded, bias=False)
+        if kind == "scaled":
+            self.scale = torch.nn.Parameter(torch.ones(padded))
+        if kind == "transposed":  # no linear map by its weight, so ordinary autograd has to sum it
+            self.matrix = torch.nn.Parameter(torch.randn(width, padded))
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        if self.kind == "transposed":
+            return hidden_ND @ self.matrix + self.linear(hidden_ND)
+        logits = self.linear(hidden_ND)
+        if self.kind == "adapted":
+            return logits + 3 * self.up(self.down(hidden_ND))
+        if self.kind == "twice":
+            return logits + self.linear(hidden_ND.flip(-1))
+        return logits * self.scale if self.kind == "scaled" else logits
+
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+
+def made_up(tokens: int = 40, width: int = 6) -> tuple[TokenBatch, Tensor]:
+    torch.manual_seed(0)
+    row = torch.arange(tokens)[None]
+    batch = TokenBatch(("a",), row, row % Head.vocabulary, row % 3 != 1, row.byte(), row.clamp(1, 1), (tokens,))
+    return batch, torch.randn(1, tokens, width)
+
+
+@pytest.mark.parametrize("kind", ["plain", "biased", "adapted", "scaled", "transposed", "twice"])
+@pytest.mark.parametrize("rows", [1, 10**6])
+def test_any_head_has_the_gradient_of_autograd(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunking, "_block", lambda logits_NW: rows)
+    batch, hidden = made_up()
+    head: Any = Head(kind).double()
+    hidden = hidden.double().requires_grad_()
+    batch_loss(head, hidden, batch, None, [CrossEntropy(weight=0.5)], 7).total.backward()
+    found = [hidden.grad, *(p.grad for p in head.head_parameters())]
+    chosen = batch.trained_rows()
+    logits = head.head(hidden.flatten(0, 1)[chosen])[:, : head.vocabulary]
+    loss = torch.nn.functional.cross_entropy(logits, batch.targets_BT.flatten()[chosen], reduction="sum")
+    expected = torch.autograd.grad(0.5 * loss, [hidden, *head.head_parameters()])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)  # the loss itself is summed in float32
+
+
+def test_many_chunks_of_a_bfloat16_head_are_summed_in_float32() -> None:
+    """Each sum of bfloat16 numbers loses what is below a 256th of it; one rounding at the end loses it once."""
+    batch, hidden = made_up(tokens=3000)
+    head: Any = Head("plain").bfloat16()
+    hidden = hidden.bfloat16().requires_grad_()
+    batch_loss(head, hidden, batch, None, [CrossEntropy()], 2).total.backward()
+    found = head.linear.weight.grad
+    assert found.dtype == torch.bfloat16
+    exact: Any = Head("plain").double()
+    exact.load_state_dict(head.state_dict())
+    batch_loss(exact, hidden.detach().double(), batch, None, [CrossEntropy()], 10**6).total.backward()
+    wanted = exact.linear.weight.grad
+    assert ((found.double() - wanted).norm() / wanted.norm()).item() < 4e-3
+
+
+def test_autocast_leaves_the_gradient_of_the_head_in_float32() -> None:
+    batch, hidden = made_up()
+    head: Any = Head("plain")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch_loss(head, hidden.requires_grad_(), batch, None, [CrossEntropy()], 3).total.backward()
+    found = head.linear.weight.grad.clone()
+    head.zero_grad()
+    batch_loss(head, hidden, batch, None, [CrossEntropy()], 3).total.backward()
+    assert found.dtype == torch.float32
+    assert torch.cosine_similarity(found.flatten(), head.linear.weight.grad.flatten(), dim=0).item() > 0.999
+
+
+def test_the_gradient_is_handed_out_once_and_the_second_asking_says_so() -> None:
+    batch, hidden = made_up()
+    head: Any = Head("plain")
+    loss = batch_loss(head, hidden.requires_grad_(), batch, None, [CrossEntropy()], 7).total
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"asked for a second time.*Compute the loss again"):
+        loss.backward()
+
+
+def test_a_processor_computes_eagerly_and_an_accelerator_without_triton_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunking, "has_triton", lambda: True)
+    assert choose_compiled("cpu")[0] is False
+    assert choose_compiled("cuda")[0] is True
+    monkeypatch.setattr(chunking, "has_triton", lambda: False)
+    compiled, reason = choose_compiled("cuda")
+    assert not compiled
+    assert "triton" in reason
+
+
+def test_an_accelerator_gets_larger_chunks() -> None:
+    assert choose_chunk(128_256, "cuda")[0] > 4 * choose_chunk(128_256)[0]
