@@ -1,11 +1,12 @@
 # Everything a fresh machine needs: `make quickstart`, `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: quickstart test test-all lint docs bench clean
+.PHONY: quickstart test test-all lint docs bench bench-gpu bench-venv clean
 
 quickstart: $(BIN)/.stillhouse
 	$(BIN)/stillhouse run quickstart
@@ -31,8 +32,16 @@ docs: $(BIN)/.dev
 bench: $(BIN)/.dev
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script --json || exit 1; done
 
+# On a machine with a GPU whose Python has torch and transformers: nothing is installed, not even this package.
+bench-gpu:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py
+
+# The peers that benchmarks compare with, apart from the environment that is tested; with its Python,
+# benchmarks/loss_memory.py measures them too.
+bench-venv: $(BENCH_VENV)/.ready
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) runs .pytest_cache .ruff_cache
 
 # torch comes first and by its exact version: a range would bring the build for another kind of machine, gigabytes of it.
 $(BIN)/.torch: constraints.txt
@@ -47,3 +56,10 @@ $(BIN)/.stillhouse: $(BIN)/.torch pyproject.toml
 $(BIN)/.dev: $(BIN)/.torch pyproject.toml
 	$(PIP) install --constraint constraints.txt --editable ".[dev]"
 	@touch $(BIN)/.stillhouse $@
+
+$(BENCH_VENV)/.ready: constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install $(TORCH)
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt \
+		--requirement benchmarks/requirements.txt --editable .
+	@touch $@

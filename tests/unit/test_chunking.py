@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillhouse import registry
 from stillhouse.data.batching import TokenBatch, TokenSlice
 from stillhouse.data.rendering import Rendered, Role
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
-from stillhouse.signals import Signal
+from stillhouse.signals import Dense, Headed, Signal, TopK
 from stillhouse.training import chunking
 from stillhouse.training.chunking import batch_loss, choose_chunk, choose_compiled
 
@@ -157,7 +158,7 @@ def test_any_head_has_the_gradient_of_autograd(kind: str, rows: int, monkeypatch
 
 def test_many_chunks_of_a_bfloat16_head_are_summed_in_float32() -> None:
     """Each sum of bfloat16 numbers loses what is below a 256th of it; one rounding at the end loses it once."""
-    batch, hidden = made_up(tokens=3000)
+    batch, hidden = made_up(tokens=800)
     head: Any = Head("plain").bfloat16()
     hidden = hidden.bfloat16().requires_grad_()
     batch_loss(head, hidden, batch, None, [CrossEntropy()], 2).total.backward()
@@ -205,3 +206,36 @@ def test_a_processor_computes_eagerly_and_an_accelerator_without_triton_says_wha
 
 def test_an_accelerator_gets_larger_chunks() -> None:
     assert choose_chunk(128_256, "cuda")[0] > 4 * choose_chunk(128_256)[0]
+
+
+@pytest.mark.parametrize("name", registry.names("objective"))
+@pytest.mark.parametrize("k", [None, 4])
+def test_every_objective_is_one_graph_for_the_compiler(name: str, k: int | None) -> None:
+    """A break would write both sides' log-probabilities out in float32 between two kernels."""
+    objective, (student, signal, tokens) = registry.build("objective", name, {}), pair(k)
+    compiled = torch.compile(objective.loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(student, signal, tokens), objective.loss(student, signal, tokens))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, in what it imports
+@pytest.mark.parametrize("name", registry.names("objective"))
+def test_compiled_is_eager(name: str) -> None:
+    batch, hidden = made_up()
+    head: Any = Head("biased")
+    found = []
+    for compiled in (False, True):
+        leaf = hidden.clone().requires_grad_()
+        signal = Headed(hidden.flip(-1), head.linear, Head.vocabulary)
+        loss = batch_loss(head, leaf, batch, signal, [registry.build("objective", name, {})], 13, compiled=compiled)
+        loss.total.backward()
+        found.append([loss.total.detach(), leaf.grad, head.linear.weight.grad.clone()])
+        head.zero_grad()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def pair(k: int | None) -> tuple[Tensor, Signal, TokenSlice]:
+    torch.manual_seed(0)
+    teacher = Dense(torch.randn(5, 33), Head.vocabulary)
+    tokens = TokenSlice(torch.arange(5), torch.zeros(5, dtype=torch.uint8))
+    return torch.randn(5, Head.vocabulary), teacher if k is None else TopK.of(teacher, k), tokens

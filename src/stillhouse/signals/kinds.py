@@ -116,7 +116,7 @@ def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
     """Tempered log-probabilities, in float32 at least: in bfloat16 the normaliser of a large vocabulary loses the loss
     itself; float64 stays for the tests."""
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    return torch.log_softmax(wide / temperature, dim=-1)
+    return torch.log_softmax(wide if temperature == 1 else wide / temperature, dim=-1)
 
 
 def split_tail(logprobs_NV: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ Shapes: N tokens (any leading dimensions), V vocabulary, K the common support.
 
 from __future__ import annotations
 
-from functools import singledispatch
 from typing import NamedTuple
 
 import torch
@@ -42,18 +41,16 @@ def align(student_logits_NV: Tensor, signal: Signal, temperature: float = 1.0) -
     >>> torch.equal(pair.student_NK, pair.teacher_NK)
     True
     """
-    return _align(signal, student_logits_NV, temperature)
-
-
-@singledispatch
-def _align(signal: Signal, student_logits_NV: Tensor, temperature: float) -> Aligned:
+    if isinstance(signal, Dense):  # plain branches, which torch.compile follows into one kernel with the formula
+        return _dense(signal, student_logits_NV, temperature)
+    if isinstance(signal, TopK):
+        return _top_k(signal, student_logits_NV, temperature)
     raise NeedsError(
         f"A divergence needs the teacher's distribution; {type(signal).__name__} provides "
         f"{', '.join(sorted(signal.provides)) or 'nothing'}. Use cross_entropy on the teacher's text instead."
     )
 
 
-@_align.register
 def _dense(signal: Dense, student_logits_NV: Tensor, temperature: float) -> Aligned:
     # Both heads may be padded, to different widths. The padding columns are no tokens: cut before the softmax, or mass
     # leaks.
@@ -62,7 +59,6 @@ def _dense(signal: Dense, student_logits_NV: Tensor, temperature: float) -> Alig
     return Aligned(log_softmax(student, temperature), log_softmax(teacher, temperature))
 
 
-@_align.register
 def _top_k(signal: TopK, student_logits_NV: Tensor, temperature: float) -> Aligned:
     if temperature != signal.temperature:
         raise NeedsError(

@@ -52,6 +52,7 @@ class BatchLoss(NamedTuple):
 def choose_chunk(vocabulary: int, device: str = "cpu") -> tuple[int, str]:
     """How many tokens' logits may exist at once, and why."""
     chunk = max(64, _LOGITS_BYTES["cpu" if device == "cpu" else "cuda"] // (4 * vocabulary))
+    chunk -= 0 if device == "cpu" else chunk % 64  # whole tiles of a matrix product
     size = f"{chunk} x {vocabulary} float32 logits are about {chunk * vocabulary * 4 / 2**20:.0f} MiB"
     why = "small beside the head and its gradient" if device == "cpu" else "enough to make matrix products efficient"
     return chunk, f"{size}, {why}"
@@ -141,9 +142,8 @@ class _Work(NamedTuple):
             yield logits_NW[here], few, TokenSlice(*(fact[here] for fact in tokens))
 
     def block_parts(self, logits_RW: Tensor, signal: Signal | None, tokens: TokenSlice) -> Tensor:
-        losses = [_compile(objective) if self.compiled else objective.loss for objective in self.objectives]
-        logits_RV = logits_RW[:, : self.lm.vocabulary]
-        return torch.stack([loss(logits_RV, signal, tokens).sum() for loss in losses]).float()
+        losses = [_loss_of(objective, self.lm.vocabulary, self.compiled) for objective in self.objectives]
+        return torch.stack([loss(logits_RW, signal, tokens).sum() for loss in losses]).float()
 
     def weights(self) -> Tensor:
         return torch.tensor([objective.weight for objective in self.objectives], device=self.batch.tokens_BT.device)
@@ -160,8 +160,13 @@ def _block(logits_NW: Tensor) -> int:
 
 
 @lru_cache(maxsize=64)
-def _compile(objective: Objective) -> Callable[..., Tensor]:
-    return torch.compile(objective.loss)
+def _loss_of(objective: Objective, vocabulary: int, compiled: bool) -> Callable[..., Tensor]:
+    """An objective's loss from the head's logits, padding and all."""
+
+    def loss(logits_RW: Tensor, signal: Signal | None, tokens: TokenSlice) -> Tensor:
+        return objective.loss(logits_RW[:, :vocabulary], signal, tokens)
+
+    return torch.compile(loss) if compiled else loss
 
 
 class _ChunkedLoss(torch.autograd.Function):
