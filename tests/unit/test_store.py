@@ -264,3 +264,23 @@ def test_a_finished_store_that_turns_out_damaged_keeps_its_account(write: Callab
 def test_no_store_here(tmp_path: Path) -> None:
     with pytest.raises(SignalStoreError, match="is no signal store"):
         SignalStore(tmp_path)
+
+
+def test_a_checksum_is_verified_at_the_first_reading_and_whenever_asked(
+    write: Callable[..., Path], batches: list[TokenBatch]
+) -> None:
+    (read, one), (unread, other) = ((batch.ids[0], signal_of(batch, 0)) for batch in (batches[0], batches[-1]))
+    store = SignalStore(write())
+    before = store.read(read).tail_N.copy()
+    for shard in store.folder.glob("shard-*"):
+        data = shard.read_bytes()
+        for signal in (one, other):
+            if (place := data.find(signal.tail_N.numpy().tobytes())) >= 0:
+                with shard.open("r+b") as stream:
+                    stream.seek(place)
+                    stream.write(bytes([data[place] ^ 1]))
+    assert (store.read(read).tail_N != before).any()  # the file is mapped, not copied
+    with pytest.raises(SignalStoreError, match="is damaged at byte"):
+        store.read(unread)
+    with pytest.raises(SignalStoreError, match="is damaged at byte"):
+        store.verify()

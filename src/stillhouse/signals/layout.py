@@ -111,23 +111,26 @@ def pack_record(header: StoreHeader, name: str, record: Record) -> bytes:
     return struct.pack("<I", zlib.crc32(rest)) + rest
 
 
-def unpack_record(header: StoreHeader, path: Path, data: Bytes, offset: int) -> tuple[str, Record]:
-    """Id and signal of the record at an offset.
+def unpack_record(
+    header: StoreHeader, path: Path, data: Bytes, offset: int, *, check: bool = True
+) -> tuple[str, Record]:
+    """Id and signal of the record at an offset. Nothing is copied: the arrays are views of the data, read-only and
+    where they happen to lie, aligned or not.
 
     Raises:
-        SignalStoreError: its checksum does not hold.
+        SignalStoreError: no whole record of this header's shape begins there, or, where asked, its checksum does not
+            hold.
     """
-    name, start, end = record_span(path, data, offset, check=True)
+    name, start, end = record_span(path, data, offset, check=check)
     _, _, _, rows, tokens = _RECORD.unpack_from(data, offset)
     k, wide = header.k, header.ids_dtype.itemsize
     if end - start != rows * header.bytes_per_token():
         raise _damaged(path, offset)
-    body = data[start:end]
-    cut, tail = rows * k * wide, rows * k * (wide + 4)
+    logprobs, tail = start + rows * k * wide, start + rows * k * (wide + 4)
     return name, Record(
-        np.frombuffer(body[:cut], header.ids_dtype).reshape(rows, k),
-        np.frombuffer(body[cut:tail], "<f4").reshape(rows, k),
-        np.frombuffer(body[tail:], "<f4"),
+        np.frombuffer(data, header.ids_dtype, rows * k, start).reshape(rows, k),
+        np.frombuffer(data, "<f4", rows * k, logprobs).reshape(rows, k),
+        np.frombuffer(data, "<f4", rows, tail),
         tokens,
     )
 
@@ -143,7 +146,7 @@ def record_span(path: Path, data: Bytes, offset: int, *, check: bool) -> tuple[s
     checksum, length, id_length, _, _ = _RECORD.unpack_from(data, offset)
     start = offset + _RECORD.size
     end = start + length
-    if end > len(data) or id_length > length or (check and zlib.crc32(data[offset + 4 : end]) != checksum):
+    if end > len(data) or id_length > length or (check and zlib.crc32(memoryview(data)[offset + 4 : end]) != checksum):
         raise _damaged(path, offset)
     try:
         name = bytes(data[start : start + id_length]).decode()

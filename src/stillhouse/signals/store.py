@@ -205,7 +205,8 @@ def _record(name: str, tokens: bytes, signal: TopK) -> Record:
 
 
 class SignalStore:
-    """A finished store, memory-mapped. Every record's checksum is verified when it is read.
+    """A finished store, memory-mapped. A record's checksum is verified the first time it is read; the epochs after that
+    read the same pages again.
 
     Attributes:
         header: what was asked of whom.
@@ -220,8 +221,10 @@ class SignalStore:
         self.header = read_header(self.folder)
         facts = self._completeness()
         self.fidelity: dict[str, float] = facts["fidelity"]
+        self._paths: list[Path] = []
         self._data: list[mmap.mmap] = []
         self._index: dict[str, tuple[int, int]] = {}
+        self._verified: set[str] = set()
         for number, shard in enumerate(facts["shards"]):
             data = self._map(self.folder / shard["name"], shard["bytes"], number)
             self._index.update({name: (number, offset) for name, offset, _ in data})
@@ -239,7 +242,7 @@ class SignalStore:
         return name in self._index
 
     def read(self, name: str, tokens: bytes | None = None) -> Record:
-        """One example's signal.
+        """One example's signal, as views of the mapped file.
 
         Args:
             name: the example's id.
@@ -254,7 +257,9 @@ class SignalStore:
                 "`stillhouse score` again."
             )
         number, offset = self._index[name]
-        record = unpack_record(self.header, shard_path(self.folder, number), self._data[number], offset)[1]
+        path, check = self._paths[number], name not in self._verified
+        record = unpack_record(self.header, path, self._data[number], offset, check=check)[1]
+        self._verified.add(name)
         if tokens not in (None, record.tokens):
             raise SignalStoreError(
                 f"Example {name!r} is not the text that {self.folder} was scored on: its tokens, or which of them are "
@@ -263,11 +268,12 @@ class SignalStore:
         return record
 
     def verify(self) -> None:
-        """Read every record once.
+        """Read every record and hold it against its checksum, those that were read before too.
 
         Raises:
             SignalStoreError: one is damaged.
         """
+        self._verified.clear()
         for name in self._index:
             self.read(name)
 
@@ -293,5 +299,6 @@ class SignalStore:
         with path.open("rb") as stream:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         check_shard_head(path, data, self.header, number)
+        self._paths.append(path)
         self._data.append(data)
         return list(walk(path, data, check=False))
