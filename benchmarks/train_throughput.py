@@ -362,7 +362,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[4096, 32768], help="one setting each")
-    for name, default in {"rows": 16, "steps": 10, "repeats": 7, "threads": 2, "seed": 0}.items():
+    for name, default in {"rows": 8, "steps": 4, "repeats": 7, "threads": 2, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
