@@ -26,7 +26,7 @@ from _common import spread, textbook
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.data.batching import TokenBatch
+from stillhouse.data.batching import Span, TokenBatch
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
 from stillhouse.objectives.forward_kl import ForwardKL
@@ -89,7 +89,9 @@ def ours(
 ) -> Tensor:
     tokens, vocabulary = len(inputs.hidden_ND), len(inputs.student_VD)
     row = torch.zeros(1, tokens, dtype=torch.long, device=inputs.hidden_ND.device)
-    batch = TokenBatch(("all",), row, inputs.targets_N[None], row == 0, row.byte(), row + 1, (tokens,))
+    batch = TokenBatch(
+        ("all",), (Span(0, 0, row.shape[1]),), row, inputs.targets_N[None], row == 0, row.byte(), row, (tokens,)
+    )
     lm: Any = SimpleNamespace(
         head=lambda h: functional.linear(h, inputs.student_VD),
         vocabulary=vocabulary,

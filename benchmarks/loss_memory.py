@@ -146,7 +146,7 @@ def liger(name: str, args: argparse.Namespace) -> Loss:
 
 def stillhouse(name: str, args: argparse.Namespace) -> Loss:
     from stillhouse import registry
-    from stillhouse.data.batching import TokenBatch
+    from stillhouse.data.batching import Span, TokenBatch
     from stillhouse.signals import Headed
     from stillhouse.training.chunking import batch_loss, choose_chunk
 
@@ -155,7 +155,16 @@ def stillhouse(name: str, args: argparse.Namespace) -> Loss:
     row = torch.zeros(1, args.tokens, dtype=torch.long)
 
     def loss(inputs: Inputs) -> Tensor:
-        batch = TokenBatch(("all",), row, inputs.targets_N[None], row == 0, row.byte(), row + 1, (args.tokens,))
+        batch = TokenBatch(
+            ("all",),
+            (Span(0, 0, row.shape[1]),),
+            row,
+            inputs.targets_N[None],
+            row == 0,
+            row.byte(),
+            row,
+            (args.tokens,),
+        )
         lm: Any = SimpleNamespace(
             head=lambda h: functional.linear(h, inputs.student_VD),
             vocabulary=args.vocabulary,

@@ -12,7 +12,7 @@ import torch
 from stillhouse import world
 from stillhouse.runs import StageRecord
 from stillhouse.student import Student
-from stillhouse.training.chunking import choose_chunk
+from stillhouse.training.chunking import choose_chunk, choose_compiled
 from stillhouse.training.loop import Compute
 from stillhouse.training.parallel import BYTES_PER_WEIGHT
 from stillhouse.training.precision import choose_precision
@@ -27,8 +27,12 @@ def choose_compute(shop: Workshop, record: StageRecord) -> Compute:
             kept.out = world.agree(_choose(shop))
     for name in ("accumulate", "dtype"):
         record.choose(*kept.out[name])
-    chunk = (train.chunk, "asked for by the recipe") if train.chunk else choose_chunk(len(shop.plan.student_tokenizer))
+    kind = shop.device.partition(":")[0]
+    chosen = choose_chunk(len(shop.plan.student_tokenizer), kind)
+    chunk = (train.chunk, "asked for by the recipe") if train.chunk else chosen
     record.choose("chunk", f"{chunk[0]} tokens", chunk[1])
+    compiled, why = choose_compiled(kind)
+    record.choose("objectives", "compiled" if compiled else "as they stand", why)
     shard, why = _choose_shard(shop)
     if world.size() > 1:
         record.choose("processes", f"{world.size()}, weights {'sharded' if shard else 'in each'}", why)

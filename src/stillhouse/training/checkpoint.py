@@ -159,7 +159,7 @@ def _read_tensors(place: Path, state: TrainState) -> None:
             if tuple(found[key]) == tuple(parameter.shape) and short != "step":
                 moments[key] = torch.zeros_like(parameter)
             else:
-                moments[key] = torch.zeros(1)
+                moments[key] = torch.zeros(1, device=parameter.device)
                 numbers.append((state.optimizer.state[parameter], short))
             state.optimizer.state[parameter][short] = moments[key]
     with _one_process_is_fine():

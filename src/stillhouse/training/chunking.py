@@ -38,7 +38,8 @@ _LOGITS_BYTES = {"cpu": 2**26, "cuda": 2**30}
 worth their launch. Either way a chunk reads and writes the whole sum of the head's gradients, so it may not be tiny."""
 
 _BLOCK_BYTES = 2**20
-"""Of a block's logits in float32 for each thread: what a second-level cache holds. Whole chunks took twice the time."""
+"""Of a block's logits in float32 for each thread: what a second-level cache holds. Whole chunks took
+longer (docs/log.md)."""
 
 
 class BatchLoss(NamedTuple):

@@ -158,7 +158,7 @@ def train(
         raise NeedsError(f"{', '.join(needy)} needs a teacher, and none was given. Give one, or use cross_entropy.")
     own = compute.micro_batches()
     state = state or begin(student, batches, optim, compute)
-    chunk = compute.chunk or choose_chunk(student.lm.vocabulary)[0]
+    chunk = compute.chunk or choose_chunk(student.lm.vocabulary, student.lm.device.type)[0]
     watch = _Watch()
     while state.step < steps:
         started = time.perf_counter()

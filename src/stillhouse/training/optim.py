@@ -64,4 +64,5 @@ class Optim:
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=(0.9, self.beta2))
+        filled = [g for g in groups if g["params"]]
+        return torch.optim.AdamW(filled, lr=self.lr, betas=(0.9, self.beta2), fused=True)  # one pass over each weight
