@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stillhouse.data.rendering import Renderer
-from stillhouse.data.sources import describe, read_source
+from stillhouse.data.sources import describe, iter_source
 from stillhouse.models import vocabulary_size
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.recipe import Recipe, Source
@@ -103,17 +104,19 @@ def _look_at(plan: Plan, source: Source) -> dict[str, Any]:
             "mean_tokens": tokens / made.count,
             "written": tokens,
         }
-    examples = read_source(source)
+    examples = iter_source(source)
+    sample = list(islice(examples, _SAMPLE))
+    count = len(sample) + sum(1 for _ in examples)
     renderer = Renderer(plan.student_tokenizer, plan.max_length, **render_settings(plan.recipe))
     started = time.perf_counter()
-    prompts_only = bool(plan.steps) and examples[0].completion is None and examples[0].form == "prompt"
+    prompts_only = bool(plan.steps) and sample[0].completion is None and sample[0].form == "prompt"
     if prompts_only:
-        lengths = [len(renderer.prompt_ids(e)) for e in examples[:_SAMPLE]]
+        lengths = [len(renderer.prompt_ids(e)) for e in sample]
     else:
-        lengths = [len(r.tokens) for r in renderer.render(examples[:_SAMPLE])]
+        lengths = [len(r.tokens) for r in renderer.render(sample)]
     return {
         "source": describe(source),
-        "examples": len(examples),
+        "examples": count,
         "mean_tokens": round(sum(lengths) / max(1, len(lengths)), 1),
         "longest_tokens": max(lengths, default=0),
         "notices": dict(renderer.notices),

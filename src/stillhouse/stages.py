@@ -6,7 +6,7 @@ A stage whose inputs have not changed is skipped, and says so; `run` is nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,7 @@ def _data(shop: Workshop, outcome: Outcome) -> None:
             shop.progress("data", place, len(sources), name)
             examples = shop.read(source)
             if name == "train" and shop.plan.steps:
+                examples = list(examples)
                 if not any(e.form == "prompt" and e.completion is None for e in examples):
                     shop.store("control", examples)
                 for step in shop.plan.steps:
@@ -157,10 +158,8 @@ def _data(shop: Workshop, outcome: Outcome) -> None:
                     record.choose(
                         f"{name_of(step)} kept", f"{len(examples)} of {before}", "empty answers teach nothing"
                     )
-            if not examples:
-                raise DataError(f"The {name} data came out empty. Look at its source and at data.steps.")
-            _require_unique(examples, name)
-            record.out[name] = {"examples": len(examples), "fingerprint": shop.store(name, examples)}
+            count, key = shop.store(name, _require_unique(examples, name))
+            record.out[name] = {"examples": count, "fingerprint": key}
         shop.progress("data", len(sources), len(sources), "")
         if "teacher" in vars(shop):
             record.cost = {
@@ -169,12 +168,17 @@ def _data(shop: Workshop, outcome: Outcome) -> None:
             }
 
 
-def _require_unique(examples: Sequence[Example], name: str) -> None:
-    seen: set[str] = set()
+def _require_unique(examples: Iterable[Example], name: str) -> Iterator[Example]:
+    """Pass examples on; there must be some, and no two with one id. Of each a hash alone is kept."""
+    seen: set[int] = set()
     for example in examples:
-        if example.id in seen:
+        key = hash(example.id)
+        if key in seen:
             raise DataError(f"The {name} data holds two examples with the id {example.id!r}; ids must be unique.")
-        seen.add(example.id)
+        seen.add(key)
+        yield example
+    if not seen:
+        raise DataError(f"The {name} data came out empty. Look at its source and at data.steps.")
 
 
 def _train(shop: Workshop, outcome: Outcome, role: str) -> None:

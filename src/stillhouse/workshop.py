@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from stillhouse import world
 from stillhouse.adapters import unties
 from stillhouse.data.batching import Batches, in_order
 from stillhouse.data.rendering import Rendered, Renderer, Role
-from stillhouse.data.sources import read_source
+from stillhouse.data.sources import iter_source
+from stillhouse.data.tokens import TokenFile, open_tokens
 from stillhouse.errors import RecipeError
 from stillhouse.evaluation.base import Heldout
 from stillhouse.locating import fingerprint_model
@@ -31,6 +32,9 @@ from stillhouse.runs import RunFolder, StageRecord
 from stillhouse.student import Student
 from stillhouse.teachers.base import TeacherSession
 from stillhouse.teachers.stored import StoredTeacher
+
+_REPORT_EVERY = 1000
+"""Examples rendered between two reports of progress."""
 
 Progress = Callable[[str, int, int, str], None]
 """Called as (stage, done, total, note); the command line draws it, everyone else may ignore it."""
@@ -54,7 +58,8 @@ class Workshop:
         self.plan: Plan = make_plan(recipe)
         self.metrics = Metrics(folder)
         self.device, self.device_reason = choose_device(recipe.device)
-        self._rendered: dict[str, tuple[list[Example], list[Rendered], Renderer]] = {}
+        self._tokens: dict[str, TokenFile] = {}
+        self._heldout: dict[str, tuple[list[Example], list[Rendered]]] = {}
 
     @property
     def path(self) -> Path:
@@ -167,20 +172,19 @@ class Workshop:
         """A renderer as the recipe asks for, by default with the student's tokenizer."""
         return Renderer(tokenizer or self.plan.student_tokenizer, self.plan.max_length, **render_settings(self.recipe))
 
-    def read(self, source: Source) -> list[Example]:
-        """Examples of a source; one that the teacher writes is written now."""
+    def read(self, source: Source) -> Iterable[Example]:
+        """Examples of a source, one at a time; one that the teacher writes is written now."""
         if source.synthesizer is None:
-            return read_source(source)
+            return iter_source(source)
         renderer = self.renderer(tokenizer=self.teacher.tokenizer)
         return source.synthesizer.build("synthesizer").synthesize([], self.teacher, renderer)
 
-    def store(self, name: str, examples: Iterable[Example]) -> str:
-        """Write a data file of the run, in the first process alone; its fingerprint."""
+    def store(self, name: str, examples: Iterable[Example]) -> tuple[int, str]:
+        """Write a data file of the run, in the first process alone; how many examples it holds, and its fingerprint."""
         place = self.path / "data" / f"{name}.jsonl"
 
-        def write() -> str:
-            write_examples(place, examples)
-            return fingerprint_file(place)
+        def write() -> tuple[int, str]:
+            return write_examples(place, examples), fingerprint_file(place)
 
         return world.first(write)
 
@@ -188,19 +192,33 @@ class Workshop:
         """A data file of the run, as the data stage left it."""
         return list(read_examples(self.path / "data" / f"{name}.jsonl"))
 
-    def _render(self, name: str) -> tuple[list[Example], list[Rendered], Renderer]:
-        """A data file with its tokens, read and rendered once for all stages, models and evaluators."""
-        if name not in self._rendered:
-            renderer, examples = self.renderer(), self.examples(name)
-            self._rendered[name] = (examples, renderer.render(examples), renderer)
-        return self._rendered[name]
+    def tokens(self, name: str) -> TokenFile:
+        """A data file of the run as tokens, which lie on disk: rendered once for all stages, models and evaluators, and
+        for a run that continues this one."""
+        if name not in self._tokens:
+            folder, data = self.path / "tokens" / name, self.path / "data" / f"{name}.jsonl"
+            opened = partial(open_tokens, folder, data, self.renderer(), self._watched)
+            if world.size() > 1:
+                world.first(lambda: len(opened()))  # it writes them; the others then find them
+            self._tokens[name] = opened()
+        return self._tokens[name]
 
-    def rendered(self, name: str, record: StageRecord) -> list[Rendered]:
+    def _watched(self, data: Path) -> Iterator[Example]:
+        """The examples of a data file that is being rendered."""
+        with data.open("rb") as stream:
+            total = sum(1 for _ in stream)
+        for done, example in enumerate(read_examples(data)):
+            if done % _REPORT_EVERY == 0:
+                self.progress(f"render {data.stem}", done, total, "")
+            yield example
+        self.progress(f"render {data.stem}", total, total, "")
+
+    def rendered(self, name: str, record: StageRecord) -> TokenFile:
         """A data file of the run as tokens; what happened on the way is recorded as a choice."""
-        _, rendered, renderer = self._render(name)
-        for notice, count in renderer.notices.items():
+        tokens = self.tokens(name)
+        for notice, count in tokens.notices.items():
             record.choose(f"{name} data", f"{count} {notice}", f"data.overflow is {self.recipe.data.overflow}")
-        return rendered
+        return tokens
 
     def batches(self, rendered: Sequence[Rendered], accumulate: int) -> Batches:
         """This process's turns of the training stream, an update being `accumulate` micro-batches of all of them."""
@@ -214,14 +232,17 @@ class Workshop:
         )
 
     def heldout(self, name: str = "heldout", limit: int | None = None) -> Heldout:
-        """A held-out data set, rendered for all evaluators and models alike."""
-        every, tokens, renderer = self._render(name)
+        """A held-out data set, rendered for all evaluators and models alike; unlike training data it is kept in
+        memory, as text and as tokens."""
+        if name not in self._heldout:
+            self._heldout[name] = self.examples(name), list(self.tokens(name))
+        every, tokens = self._heldout[name]
         chosen = {example.id for example in every[:limit]}
         rendered = [r for r in tokens if _owner(r, chosen) in chosen]
         # What was dropped for its length is measured by no evaluator, so that all metrics speak of the same examples.
         kept = {_owner(r, chosen) for r in rendered}
         examples = [example for example in every if example.id in kept]
-        return Heldout("" if name == "heldout" else name, examples, rendered, renderer)
+        return Heldout("" if name == "heldout" else name, examples, rendered, self.renderer())
 
     def model(self, role: str) -> CausalLM:
         """One of the four models that a run evaluates."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
-from stillhouse.data.sources import describe, read_source, with_meta
+from stillhouse.data.sources import describe, iter_source, read_source, with_meta
 from stillhouse.errors import DataError
 from stillhouse.recipe import ArithmeticSource, Source
 from stillhouse.records import Example
@@ -301,6 +303,32 @@ def test_limit_takes_the_first_and_shuffle_comes_before_it(tmp_path: Path) -> No
     assert [e.id for e in limited] == [f"x-{int(e.text or 0) + 1}" for e in limited]  # ids are the file's line numbers
     assert [e.text for e in read_source(Source(path=path, shuffle=8))] != shuffled
     assert len(read_source(Source(path=path, limit=500))) == 50
+
+
+@pytest.mark.parametrize("write", FORMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("limit", [None, 2])
+def test_shuffle_is_that_of_a_list_in_every_format(write: Any, limit: int | None, tmp_path: Path) -> None:
+    path = str(write(tmp_path))
+    expected = read_source(Source(path=path))
+    random.Random(9).shuffle(expected)
+    assert read_source(Source(path=path, shuffle=9, limit=limit)) == expected[:limit]
+
+
+def test_examples_are_read_one_at_a_time(tmp_path: Path) -> None:
+    """Before a broken line they come, behind a limit it is not reached, and a shuffle, which reads all, finds it."""
+    path = jsonl(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b"}, "broken"])
+    examples = iter_source(Source(path=path))
+    assert [next(examples).text, next(examples).text] == ["a", "b"]
+    with pytest.raises(DataError, match=r"x\.jsonl:3 is not valid JSON"):
+        next(examples)
+    assert len(read_source(Source(path=path, limit=2))) == 2
+    assert "x.jsonl:3 is not valid JSON" in broken(path=path, limit=2, shuffle=1)
+
+
+def test_shuffle_without_room_for_it_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jsonl(tmp_path / "x.jsonl", ROWS)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b", buffering=0))  # noqa: SIM115
+    assert "No space left on device. Point TMPDIR at a disk with room" in broken(path=path, shuffle=1)
 
 
 def test_same_source_twice_is_the_same(tmp_path: Path) -> None:

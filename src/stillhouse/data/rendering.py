@@ -6,19 +6,22 @@ prediction counts.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Any, Literal
 
+import tokenizers
+import transformers
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.errors import DataError
-from stillhouse.records import Example
+from stillhouse.records import Example, fingerprint
 
 
 class Role(IntEnum):
@@ -73,7 +76,16 @@ class Renderer:
         Raises:
             DataError: an empty or overlong example, or `messages` without a chat template.
         """
-        return [rendered for example in examples for rendered in self._render(example)]
+        return list(self.stream(examples))
+
+    def stream(self, examples: Iterable[Example]) -> Iterator[Rendered]:
+        """As `render`, one example in memory at a time; `notices` are complete at the end.
+
+        Raises:
+            DataError: as `render`, when the example is reached.
+        """
+        for example in examples:
+            yield from self._render(example)
 
     def prompt_ids(self, example: Example) -> list[int]:
         """What a model is given to answer: the prompt alone, ready to be continued."""
@@ -81,6 +93,20 @@ class Renderer:
         prompt = "".join(text for text, role in spans[: _last_prompt(spans) + 1])
         ids, roles, sizes = self._encode([(prompt, Role.PROMPT)], templated=self._templated(example))
         return self._begin(example, ids, roles, sizes)[0]
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides what it makes of an example: renderers of one identity render alike."""
+        raw: Any = self.tokenizer
+        coding = json.loads(raw.backend_tokenizer.to_str())
+        coding |= {"truncation": None, "padding": None}  # what the last call happened to ask for
+        special = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, *sorted(self.tokenizer.all_special_ids)]
+        return {
+            "tokenizer": fingerprint([coding, self.tokenizer.chat_template, special]),
+            "max_length": self.max_length,
+            "train_on": sorted(role.name.lower() for role in self.train_on),
+            "overflow": self.overflow,
+            "versions": {library.__name__: library.__version__ for library in (tokenizers, transformers)},
+        }
 
     def _begin(self, example: Example, ids: list[int], roles: list[Role], sizes: list[int]) -> Encoded:
         """Running text, and text written from nothing, start at the beginning-of-sequence token if there is one."""

@@ -10,8 +10,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import pickle
 import random
+import tempfile
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,13 @@ from stillhouse.errors import DataError, did_you_mean
 from stillhouse.recipe import Source
 from stillhouse.records import Example
 
+_ROWS = 1024
+"""Of a Parquet file that are in memory at a time."""
 _COLUMNS = ("messages", "prompt", "completion", "rationale", "text")
+
+
+Row = tuple[int, Mapping[str, Any]]
+"""A row with its number, counted from 1 as editors do."""
 
 
 def read_source(source: Source) -> list[Example]:
@@ -29,35 +39,68 @@ def read_source(source: Source) -> list[Example]:
     Raises:
         DataError: missing or empty file, broken line, column that is not there, empty completion.
     """
-    if source.arithmetic is not None:
-        return _arithmetic(source)
-    rows = list(_rows(source))
+    return list(iter_source(source))
+
+
+def iter_source(source: Source) -> Iterator[Example]:
+    """As `read_source`, one example in memory at a time (a .json file, being one list, is read whole); rows behind the
+    limit are not read unless they are shuffled.
+
+    Raises:
+        DataError: as `read_source`, when the row is reached.
+    """
+    made = _arithmetic(source) if source.arithmetic is not None else _examples(source)
+    return islice(made, source.limit)
+
+
+def _examples(source: Source) -> Iterator[Example]:
     place = source.path or source.dataset or ""
-    if not rows:
-        raise DataError(f"{place} holds no examples. A data set needs at least one row.")
+    rows = _rows(source)
     if source.shuffle is not None:
-        random.Random(source.shuffle).shuffle(rows)
-    columns = _map_columns(source, rows[0][1], place)
-    return [_example(number, row, columns, place) for number, row in rows[: source.limit]]
+        rows = _shuffled(rows, source.shuffle, place)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{place} holds no examples. A data set needs at least one row.")
+    columns = _map_columns(source, first[1], place)
+    for number, row in chain([first], rows):
+        yield _example(number, row, columns, place)
 
 
-def _arithmetic(source: Source) -> list[Example]:
+def _shuffled(rows: Iterable[Row], seed: int, place: str) -> Iterator[Row]:
+    """Rows in the order that shuffling a list of them gives. They wait in a temporary file; in memory there is but
+    where each begins."""
+    with tempfile.TemporaryFile() as waiting:
+        starts = array("q")
+        try:
+            for row in rows:
+                starts.append(waiting.tell())
+                pickle.dump(row, waiting)
+            waiting.flush()
+        except OSError as error:
+            raise DataError(
+                f"{place} cannot be shuffled: its rows wait in {tempfile.gettempdir()}, and there: {error}. Point "
+                "TMPDIR at a disk with room for a copy, or shuffle the file beforehand and leave shuffle out."
+            ) from error
+        random.Random(seed).shuffle(starts)
+        for start in starts:
+            waiting.seek(start)
+            yield pickle.load(waiting)
+
+
+def _arithmetic(source: Source) -> Iterator[Example]:
     assert source.arithmetic is not None
     made = source.arithmetic
     problems = arithmetic.generate(
         made.count, seed=made.seed, steps=made.steps, split=made.split, distractors=made.distractors
     )
-    examples = []
     for number, problem in enumerate(problems):
         row = arithmetic.row(problem)
         meta = {"answer": str(row["final"]), "steps": row["steps"], "derivation": row["derivation"]}
         name = f"arithmetic-{made.split}-{made.seed}-{number}"
-        examples.append(Example(id=name, prompt=row["question"], completion=row["answer"], meta=meta))
-    return examples[: source.limit]
+        yield Example(id=name, prompt=row["question"], completion=row["answer"], meta=meta)
 
 
-def _rows(source: Source) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows with their numbers, counted from 1 as editors do."""
+def _rows(source: Source) -> Iterator[Row]:
     if source.dataset is not None:
         yield from enumerate(_hub(source), start=1)
         return
@@ -90,7 +133,7 @@ def _must_be_object(row: object, place: str) -> None:
         raise DataError(f"{place} is a JSON {type(row).__name__}; each row must be an object with named columns.")
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _jsonl(path: Path) -> Iterator[Row]:
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
             if not raw.strip():
@@ -106,7 +149,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield number, row
 
 
-def _json(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json(path: Path) -> Iterator[Row]:
     try:
         rows = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -118,13 +161,14 @@ def _json(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, row
 
 
-def _text(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _text(path: Path) -> Iterator[Row]:
     """Running text: one row a paragraph, paragraphs being what blank lines separate."""
-    paragraphs = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n\n")
-    yield from enumerate(({"text": p.strip()} for p in paragraphs if p.strip()), start=1)
+    with path.open(encoding="utf-8-sig") as stream:
+        paragraphs = ("".join(lines).strip() for blank, lines in groupby(stream, "\n".__eq__) if not blank)
+        yield from enumerate(({"text": text} for text in paragraphs if text), start=1)
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv(path: Path) -> Iterator[Row]:
     """Every cell is text as it stands: guessing types would turn 007 into 7 and the word NA into nothing."""
     csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
     with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -136,14 +180,14 @@ def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield number, row
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        yield from enumerate((row for batch in file.iter_batches() for row in batch.to_pylist()), start=1)
+        yield from enumerate((row for batch in file.iter_batches(_ROWS) for row in batch.to_pylist()), start=1)
 
 
-def _arrow(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _arrow(path: Path) -> Iterator[Row]:
     import datasets
 
     table: Any = datasets.Dataset.from_file(str(path))
