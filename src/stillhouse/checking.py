@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from stillhouse.data.rendering import Renderer
 from stillhouse.data.sources import describe, iter_source
+from stillhouse.data.tokens import BYTES_PER_EXAMPLE, BYTES_PER_TOKEN
 from stillhouse.models import vocabulary_size
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.recipe import Recipe, Source
@@ -147,7 +148,8 @@ def _estimate(plan: Plan, student: Size, teacher: Size | None, data: dict[str, A
         "teacher_tokens_written": int(written),
         "peak_memory_bytes": _memory(plan, student, teacher),
         "disk_bytes": student.parameters * 4 * (bool(cut) + models + 3 * models * (train.keep_checkpoints + 1))
-        + recorded * _bytes_per_token(plan),
+        + recorded * _bytes_per_token(plan)
+        + int(sum(d["examples"] * (d["mean_tokens"] * BYTES_PER_TOKEN + BYTES_PER_EXAMPLE) for d in data.values())),
         "seconds": round(operations / rate, 1),
         "operations_per_second": int(rate),
         "note": "time is the matrix products alone, at the speed measured just now; small models spend a multiple of "

@@ -1,6 +1,6 @@
 """A run's folder: who may write in it, what each stage left behind, and the manifest that says it is whole.
 
-recipe.yaml  environment.json  data/*.jsonl  signals/  checkpoints/  metrics.jsonl  student/  control/
+recipe.yaml  environment.json  data/*.jsonl  tokens/  signals/  checkpoints/  metrics.jsonl  student/  control/
 evaluation/  evaluation.json  samples.jsonl  report.html  report.md  stages/*.json  manifest.json (last)
 """
 
@@ -201,7 +201,9 @@ class RunFolder:
         for record in records:
             for key, value in record.cost.items():
                 cost[key] = cost.get(key, 0) + value
-        sizes = {part: _bytes_under(self.path / part) for part in ("data", "signals", "student", "checkpoints")}
+        sizes = {
+            part: _bytes_under(self.path / part) for part in ("data", "tokens", "signals", "student", "checkpoints")
+        }
         self.write_json(
             "manifest.json",
             {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.data.rendering import Rendered
+from stillhouse.data.tokens import lengths
 from stillhouse.errors import DataError
 
 _WINDOW = 32
@@ -175,7 +176,7 @@ class Batches:
     ) -> None:
         if not rendered:
             raise DataError("There are no examples to make batches of: all were dropped, or the source is empty.")
-        self._lengths = lengths_of(rendered)
+        self._lengths = lengths(rendered).tolist()
         self._longest = max(self._lengths)
         if self._longest > tokens_per_batch:
             name = rendered[self._lengths.index(self._longest)].id
@@ -236,18 +237,12 @@ class Batches:
         return plan
 
 
-def lengths_of(rendered: Sequence[Rendered]) -> list[int]:
-    """Tokens of each example; a store that knows them (`lengths`) is not read for it."""
-    known = getattr(rendered, "lengths", None)
-    return [len(r.tokens) for r in rendered] if known is None else known.tolist()
-
-
-def pad(window: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[list[int]]]:
+def pad(window: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[list[int]]]:
     """Batches of one example a row, alike lengths together."""
-    return [[[i] for i in batch] for batch in fill(sorted(window, key=lengths.__getitem__), lengths, budget)]
+    return [[[i] for i in batch] for batch in fill(sorted(window, key=sizes.__getitem__), sizes, budget)]
 
 
-def pack(window: Sequence[int], lengths: Sequence[int], width: int, budget: int) -> list[list[list[int]]]:
+def pack(window: Sequence[int], sizes: Sequence[int], width: int, budget: int) -> list[list[list[int]]]:
     """Batches of rows of `width` tokens, each filled with the examples that still fit, longest first (first-fit
     decreasing, which needs about 11/9 of the fewest rows: Johnson 1973).
 
@@ -256,19 +251,19 @@ def pack(window: Sequence[int], lengths: Sequence[int], width: int, budget: int)
     """
     rows: list[list[int]] = []
     room: list[int] = []
-    for i in sorted(window, key=lengths.__getitem__, reverse=True):
-        place = next((n for n, free in enumerate(room) if free >= lengths[i]), None)
+    for i in sorted(window, key=sizes.__getitem__, reverse=True):
+        place = next((n for n, free in enumerate(room) if free >= sizes[i]), None)
         if place is None:
             place = len(rows)
             rows.append([])
             room.append(width)
         rows[place].append(i)
-        room[place] -= lengths[i]
+        room[place] -= sizes[i]
     count = max(1, budget // width)
     return [rows[start : start + count] for start in range(0, len(rows), count)]
 
 
-def fill(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+def fill(order: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
     """Cut an order into batches of at most `budget` tokens, padding counted.
 
     >>> fill([0, 1, 2], [2, 3, 4], budget=6)
@@ -277,18 +272,18 @@ def fill(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list
     batches: list[list[int]] = []
     widest = 0
     for i in order:
-        widest = max(widest, lengths[i])
+        widest = max(widest, sizes[i])
         if batches and widest * (len(batches[-1]) + 1) <= budget:
             batches[-1].append(i)
         else:
             batches.append([i])
-            widest = lengths[i]
+            widest = sizes[i]
     return batches
 
 
 def in_order(rendered: Sequence[Rendered], tokens_per_batch: int = 16384) -> Iterator[TokenBatch]:
     """One pass over all examples, shortest first, for evaluation; callers find examples by the batch's `ids`."""
-    lengths = lengths_of(rendered)
-    order = sorted(range(len(rendered)), key=lengths.__getitem__)
-    for chosen in fill(order, lengths, max(tokens_per_batch, max(lengths, default=0))):
+    sizes = lengths(rendered).tolist()
+    order = sorted(range(len(rendered)), key=sizes.__getitem__)
+    for chosen in fill(order, sizes, max(tokens_per_batch, max(sizes, default=0))):
         yield TokenBatch.of([rendered[i] for i in chosen])
