@@ -50,7 +50,7 @@ def folder(make_student: Any, tmp_path: Path) -> Callable[..., Path]:
 @torch.no_grad()
 def logits(lm: CausalLM) -> Tensor:
     with lm.inference():
-        return lm.head(lm.hidden(TOKENS, torch.ones_like(TOKENS)))
+        return lm.head(lm.hidden(TOKENS))
 
 
 def shake(student: Student, seed: int = 1) -> None:

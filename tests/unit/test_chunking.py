@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stillhouse import registry
-from stillhouse.data.batching import TokenBatch, TokenSlice
+from stillhouse.data.batching import Span, TokenBatch, TokenSlice
 from stillhouse.data.rendering import Rendered, Role
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
@@ -135,7 +135,8 @@ class Head(torch.nn.Module):
 def made_up(tokens: int = 40, width: int = 6) -> tuple[TokenBatch, Tensor]:
     torch.manual_seed(0)
     row = torch.arange(tokens)[None]
-    batch = TokenBatch(("a",), row, row % Head.vocabulary, row % 3 != 1, row.byte(), row.clamp(1, 1), (tokens,))
+    spans = (Span(0, 0, tokens),)
+    batch = TokenBatch(("a",), spans, row, row % Head.vocabulary, row % 3 != 1, row.byte(), row, (tokens,))
     return batch, torch.randn(1, tokens, width)
 
 
