@@ -5,21 +5,18 @@ A stage whose inputs have not changed is skipped, and says so; `run` is nothing 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from stillhouse import world
 from stillhouse.cards import model_card
 from stillhouse.computing import choose_compute
-from stillhouse.data.rendering import Renderer
 from stillhouse.errors import DataError, RunError
 from stillhouse.evaluation.base import Evaluator, Heldout, Result
-from stillhouse.models import CausalLM, Sampling
+from stillhouse.models import CausalLM
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
 from stillhouse.recipe import Recipe, ScoreSection
@@ -28,6 +25,7 @@ from stillhouse.registry import name_of
 from stillhouse.report.page import write_report
 from stillhouse.results import ROLES, ModelResult, summarize
 from stillhouse.runs import RunFolder, StageRecord, environment
+from stillhouse.samples import continuations, write_samples
 from stillhouse.scoring import write_signals
 from stillhouse.student import Student
 from stillhouse.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -37,9 +35,6 @@ from stillhouse.workshop import Progress, Workshop, silent
 
 _CADENCE_EXAMPLES = 100
 """Held-out examples of the evaluations during training: enough for a curve, cheap enough to draw one."""
-
-_FIRST_TOKENS = 16
-"""Of a held-out text, what the models are given to continue for the side-by-side samples."""
 
 
 @dataclass
@@ -327,7 +322,7 @@ def _evaluate(shop: Workshop, outcome: Outcome) -> None:
     shop.folder.write_json("evaluation.json", summary)
     if world.is_main():
         shop.metrics.conclude(summary["models"], shop.recipe.train.steps)
-        _write_samples(shop, results)
+        write_samples(shop, results)
 
 
 def _files_read(evaluators: Sequence[Evaluator]) -> dict[str, str]:
@@ -345,7 +340,7 @@ def _evaluate_model(shop: Workshop, role: str) -> ModelResult:
                 _measure(evaluator, model, data, shop.teacher.lm, measured)
     shown = shop.heldout(limit=shop.recipe.samples)
     if shop.recipe.samples and not any(example.id in measured.outputs for example in shown.examples):
-        measured.outputs |= _continuations(model, shown)
+        measured.outputs |= continuations(model, shown)
     return measured
 
 
@@ -361,41 +356,3 @@ def _measure(evaluator: Evaluator, model: CausalLM, data: Heldout, teacher: Caus
         into.outputs |= result.outputs
         into.correct |= result.correct
         into.reliability = result.reliability or into.reliability
-
-
-def _continuations(model: CausalLM, data: Heldout) -> dict[str, str]:
-    """What a model writes where no task asks it to: answers to the prompts, or running text from its first words."""
-    written = model.generate([_start(data.renderer, e) for e in data.examples], Sampling(max_new_tokens=80))
-    return {e.id: str(model.tokenizer.decode(ids)) for e, ids in zip(data.examples, written, strict=True)}
-
-
-def _start(renderer: Renderer, example: Example) -> list[int]:
-    if example.form != "text":
-        return renderer.prompt_ids(example)
-    return renderer.render([example])[0].tokens[:_FIRST_TOKENS]
-
-
-def _write_samples(shop: Workshop, results: dict[str, ModelResult]) -> None:
-    """Prompts with every model's answer, those first on which student and control disagree."""
-    examples = {e.id: e for e in shop.examples("heldout")}
-
-    def agreement(name: str) -> tuple[bool, bool]:
-        verdicts = {role: result.correct.get(name) for role, result in results.items()}
-        return verdicts.get("student") == verdicts.get("control"), verdicts.get("student") == verdicts.get("teacher")
-
-    answered = [name for name in results["student"].outputs if name in examples]
-    with (shop.path / "samples.jsonl").open("w", encoding="utf-8") as stream:
-        for name in sorted(answered, key=agreement)[: shop.recipe.samples]:
-            example = examples[name]
-            row: dict[str, Any] = {
-                "id": name,
-                "prompt": example.prompt or (example.messages or [{}])[0].get("content") or _beginning(shop, example),
-                "reference": example.completion or example.text or "",
-                "outputs": {role: result.outputs.get(name, "") for role, result in results.items()},
-                "correct": {role: result.correct[name] for role, result in results.items() if name in result.correct},
-            }
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _beginning(shop: Workshop, example: Example) -> str:
-    return str(shop.plan.student_tokenizer.decode(_start(shop.renderer(), example), skip_special_tokens=True))

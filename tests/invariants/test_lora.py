@@ -16,7 +16,7 @@ from stillhouse.student import Student
 from stillhouse.teachers.hf import HFSession
 from stillhouse.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from stillhouse.training.chunking import batch_loss
-from stillhouse.training.loop import TrainState, train
+from stillhouse.training.loop import Compute, TrainState, begin, train
 from stillhouse.training.optim import Optim
 from stillhouse.training.precision import choose_precision
 
@@ -108,7 +108,7 @@ def test_checkpoint_continues_adapters_as_if_it_had_never_stopped(
     def state(dropout: float = 0.1) -> TrainState:
         student = adapted(make_student, LoRA(r=4, dropout=dropout))
         student.checkpoint_activations()
-        return TrainState(student, OPTIM.build(student.lm.model), Batches(render(examples), tokens_per_batch=200))
+        return begin(student, Batches(render(examples), tokens_per_batch=200), OPTIM, Compute())
 
     def run(start: TrainState, steps: int) -> list[float]:
         asked = train(start.student, start.batches, teacher, objectives, steps=steps, optim=OPTIM, state=start)

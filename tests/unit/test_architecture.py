@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
         "doctor",
         "metrics",
         "preflight",
+        "samples",
         "scoring",
         "shortcuts",
         "stages",

@@ -19,6 +19,9 @@ from stillhouse.data.rendering import Rendered
 from stillhouse.data.tokens import lengths
 from stillhouse.errors import DataError
 
+Row = int | list[int]
+"""What stands in a row of a batch: an example by its number, or several."""
+
 _WINDOW = 32
 """Batches whose examples are sorted by length together: enough to save padding, few enough to stay shuffled."""
 
@@ -198,7 +201,8 @@ class Batches:
     def __next__(self) -> TokenBatch:
         mine, processes = self.turn
         (chosen,) = [rows for number, rows in enumerate(self._advance() for _ in range(processes)) if number == mine]
-        return TokenBatch.packed([[self.rendered[i] for i in row] for row in chosen])
+        rows = [[row] if isinstance(row, int) else row for row in chosen]
+        return TokenBatch.packed([[self.rendered[i] for i in row] for row in rows])
 
     def batches_per_epoch(self) -> int:
         """Batches of the current epoch, for all processes together; shuffling makes it vary by a few."""
@@ -213,33 +217,29 @@ class Batches:
         self._epoch, self._position = state["epoch"], state["position"]
         self._plan = self._make_plan(self._epoch)
 
-    def _advance(self) -> list[list[int]]:
+    def _advance(self) -> Sequence[Row]:
         if self._position == len(self._plan):
             self._epoch, self._position = self._epoch + 1, 0
             self._plan = self._make_plan(self._epoch)
         self._position += 1
         return self._plan[self._position - 1]
 
-    def _make_plan(self, epoch: int) -> list[list[list[int]]]:
+    def _make_plan(self, epoch: int) -> list[Sequence[Row]]:
         draw = random.Random(f"{self.seed}/{epoch}")
         order = list(range(len(self._lengths)))
         draw.shuffle(order)
         mean = sum(self._lengths) / len(self._lengths)
         span = max(1, int(_WINDOW * self.tokens_per_batch / mean))
-        plan: list[list[list[int]]] = []
+        plan: list[Sequence[Row]] = []
         for start in range(0, len(order), span):
             window = order[start : start + span]
             if self.packing:
                 plan += pack(window, self._lengths, self._longest, self.tokens_per_batch)
             else:
-                plan += pad(window, self._lengths, self.tokens_per_batch)
+                alike = sorted(window, key=self._lengths.__getitem__)
+                plan += fill(alike, self._lengths, self.tokens_per_batch)
         draw.shuffle(plan)
         return plan
-
-
-def pad(window: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[list[int]]]:
-    """Batches of one example a row, alike lengths together."""
-    return [[[i] for i in batch] for batch in fill(sorted(window, key=sizes.__getitem__), sizes, budget)]
 
 
 def pack(window: Sequence[int], sizes: Sequence[int], width: int, budget: int) -> list[list[list[int]]]:
