@@ -29,12 +29,12 @@ lint: $(BIN)/.dev
 docs: $(BIN)/.dev
 	$(BIN)/python tools/write_docs.py
 
-bench: $(BIN)/.dev
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script --json || exit 1; done
+bench: bench-venv
+	for script in benchmarks/[a-z]*.py; do $(BENCH_VENV)/bin/python $$script --json || exit 1; done
 
 # On a machine with a GPU whose Python has torch and transformers: nothing is installed, not even this package.
 bench-gpu:
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py
+	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
 
 # The peers that benchmarks compare with, apart from the environment that is tested; with its Python,
 # benchmarks/loss_memory.py measures them too.

@@ -17,7 +17,7 @@ from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
 from stillhouse.objectives.forward_kl import ForwardKL
 from stillhouse.objectives.reverse_kl import ReverseKL
-from stillhouse.signals import Signal
+from stillhouse.signals import Headed, Signal
 from stillhouse.student import Student
 from stillhouse.teachers.hf import HFSession, HFTeacher
 from stillhouse.training.loop import Compute, Step, TrainState, part_names, train
@@ -169,6 +169,25 @@ def test_broken_loss_stops_before_the_weights_move_and_names_the_examples(
     after = [p.detach() for p in student.lm.model.parameters()]
     assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(before, after, strict=True))
     assert all(p.grad is None for p in student.lm.model.parameters())
+
+
+class _SaysNaN(HFSession):
+    """About the second trained token of one example, as a model in float16 might."""
+
+    def score(self, batch: TokenBatch) -> Headed:
+        signal = super().score(batch)
+        if "sum-4" in batch.ids:
+            row = batch.trained_rows_of(batch.ids.index("sum-4"))[1]
+            signal.hidden_ND.flatten(0, 1)[row] = torch.nan
+        return signal
+
+
+def test_a_teacher_that_says_nan_is_named_with_the_example_and_the_place(make_student: Any, batches: Batches) -> None:
+    student = make_student(seed=1)
+    stream = train(student, batches, _SaysNaN(make_student(seed=2).lm), [ForwardKL()], steps=20)
+    with pytest.raises(TrainingDivergedError, match=r"teacher says NaN about example 'sum-4' at its trained token 1 "):
+        list(stream)
+    assert all(p.isfinite().all() for p in student.lm.model.parameters())
 
 
 @dataclass(frozen=True, kw_only=True)

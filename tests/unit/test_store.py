@@ -284,3 +284,56 @@ def test_a_checksum_is_verified_at_the_first_reading_and_whenever_asked(
         store.read(unread)
     with pytest.raises(SignalStoreError, match="is damaged at byte"):
         store.verify()
+
+
+def _exchange(folder: Path, draw: random.Random) -> None:
+    """A file of a store that was scored with another tokenizer, in place of its own."""
+    other = folder.with_name("other-tokenizer")
+    path = draw.choice(
+        sorted(p for p in folder.iterdir() if p.name in ("header.json", "complete.json") or "shard" in p.name)
+    )
+    path.write_bytes((other / path.name).read_bytes())
+
+
+def test_a_file_of_another_tokenizers_store_is_never_trained_on(write: Callable[..., Path], tmp_path: Path) -> None:
+    whole, other = write(), write("other-tokenizer", header=dataclasses.replace(HEADER, tokenizer="xyz"))
+    before, draw = SignalStore(whole), random.Random(0)
+    refused = 0
+    for _ in range(100):
+        folder = tmp_path / "damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(whole, folder)
+        for _ in range(draw.randrange(1, 3)):
+            _exchange(folder, draw)
+        if content(folder) == content(whole):
+            continue
+        with pytest.raises(SignalStoreError):
+            _read_all(folder, before)
+        refused += 1
+    assert refused > 50
+    assert content(other) != content(whole)
+
+
+@pytest.mark.parametrize("damage", [_flip, _truncate, _swap, _lose, _overwrite], ids=lambda f: f.__name__.strip("_"))
+def test_an_unfinished_store_is_repaired_or_refused(
+    write: Callable[..., Path], tmp_path: Path, damage: Callable[..., None]
+) -> None:
+    """What a writer finds of the one before it ends as the store that was never damaged, or is refused by name."""
+    whole, half = content(write("whole")), write("half", stop_after=8)
+    draw, repaired = random.Random(damage.__name__), 0
+    for _ in range(40):
+        folder = tmp_path / "damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(half, folder)
+        damage(folder, draw)
+        refusal = ""
+        try:
+            write("damaged")
+        except SignalStoreError as error:
+            refusal = str(error)
+        if refusal:
+            assert str(folder) in refusal
+        else:
+            assert content(folder) == whole
+            repaired += 1
+    assert repaired or damage is not _truncate

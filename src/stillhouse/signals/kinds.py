@@ -23,6 +23,10 @@ class Signal(ABC):
     def select(self, rows_N: Tensor) -> Signal:
         """The same kind of statement about fewer tokens; `rows_N` are indices into the flattened token positions."""
 
+    def broken(self) -> Tensor:
+        """Of each token whether anything said about it is NaN; what is no number cannot be."""
+        return torch.zeros(1, dtype=torch.bool)
+
 
 @dataclass(frozen=True)
 class Dense(Signal):
@@ -42,6 +46,10 @@ class Dense(Signal):
         """Rows of the logits."""
         return Dense(self.logits_NV.flatten(0, -2)[rows_N], self.vocabulary)
 
+    def broken(self) -> Tensor:
+        """By its logits, padding aside."""
+        return self.logits_NV[..., : self.vocabulary].isnan().any(-1)
+
 
 @dataclass(frozen=True)
 class Headed(Signal):
@@ -59,6 +67,10 @@ class Headed(Signal):
         """Logits of the chosen rows, computed now, without a gradient."""
         with torch.no_grad():
             return Dense(self.head(self.hidden_ND.flatten(0, -2)[rows_N]), self.vocabulary)
+
+    def broken(self) -> Tensor:
+        """By its hidden states."""
+        return self.hidden_ND.isnan().any(-1)
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,10 @@ class TopK(Signal):
         """Rows of the kept entries."""
         ids, logprobs = self.ids_NK.flatten(0, -2)[rows_N], self.logprobs_NK.flatten(0, -2)[rows_N]
         return TopK(ids, logprobs, self.tail_N.flatten()[rows_N], self.vocabulary, self.temperature)
+
+    def broken(self) -> Tensor:
+        """By its entries and the tail."""
+        return self.logprobs_NK.isnan().any(-1) | self.tail_N.isnan()
 
     @classmethod
     def of(cls, dense: Dense, k: int, temperature: float = 1.0) -> TopK:

@@ -140,6 +140,10 @@ class StoreWriter:
     def _adopt(self) -> None:
         """Begin a store, or take stock of what a writer before this one left."""
         if not (self.folder / "header.json").exists():
+            if orphans := shard_paths(self.folder):
+                raise SignalStoreError(
+                    f"{self.folder} holds {orphans[0].name}, and no header.json to say what was asked. {WAY_OUT}"
+                )
             write_facts(self.folder / "header.json", self.header.facts())
             return
         found = read_header(self.folder)

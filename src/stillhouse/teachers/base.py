@@ -4,7 +4,7 @@ open."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -99,3 +99,14 @@ class Teacher(ABC):
     @abstractmethod
     def load_config(self) -> Any:
         """The architecture's configuration without weights, for estimates; None where it is not known."""
+
+
+def find_nan(session: TeacherSession, batches: Iterable[TokenBatch]) -> str | None:
+    """Where a teacher says what is no number: the first such example and which of its trained tokens, in words."""
+    for batch in batches:
+        signal = session.score(batch)
+        for example, name in enumerate(batch.ids):
+            wrong_N = signal.select(batch.trained_rows_of(example)).broken()
+            if wrong_N.any():
+                return f"example {name!r} at its trained token {int(wrong_N.int().argmax())}"
+    return None

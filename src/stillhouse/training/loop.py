@@ -20,7 +20,7 @@ from stillhouse.errors import NeedsError, RecipeError, TrainingDivergedError
 from stillhouse.objectives.base import Objective
 from stillhouse.registry import name_of
 from stillhouse.student import Student
-from stillhouse.teachers.base import Teacher, TeacherSession
+from stillhouse.teachers.base import Teacher, TeacherSession, find_nan
 from stillhouse.training.chunking import choose_chunk
 from stillhouse.training.optim import Optim
 from stillhouse.training.parallel import Parallel
@@ -175,7 +175,7 @@ def train(
         state.tokens += figures.tokens
         named = dict(zip(part_names(objectives), figures.parts, strict=True))
         step = Step(state.step, figures.loss, named, lr, grad_norm, state.tokens, time.perf_counter() - started, state)
-        watch.check(step, group)
+        watch.check(step, group, session)
         yield step
 
 
@@ -227,12 +227,17 @@ class _Watch:
         self.first: list[float] = []
         self.above = 0
 
-    def check(self, step: Step, group: Sequence[TokenBatch]) -> None:
+    def check(self, step: Step, group: Sequence[TokenBatch], teacher: TeacherSession | None) -> None:
         seen = (
             f"step {step.number}: loss {step.loss:g} ({step.parts}), gradient norm {step.grad_norm:g}, learning rate "
             f"{step.lr:g}"
         )
         if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
+            if teacher is not None and (place := find_nan(teacher, group)):
+                raise TrainingDivergedError(
+                    f"The teacher says NaN about {place} (step {step.number}). The update was not applied. Open the "
+                    "teacher in float32 (teacher.hf.dtype), or look at that example."
+                )
             raise TrainingDivergedError(
                 f"The loss or its gradient is not a finite number at {seen}; examples "
                 f"{[i for b in group for i in b.ids][:8]}. The update was not applied. Lower train.lr, lengthen "
