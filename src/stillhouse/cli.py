@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillhouse import __version__, registry
+from stillhouse import __version__, registry, world
 from stillhouse.errors import RecipeError, StillhouseError, did_you_mean
 from stillhouse.recipe import builtin_recipes
 from stillhouse.recipe_file import find_recipe, load_recipe
@@ -259,7 +259,8 @@ def _root(
 
 
 def _emit(result: Any, as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(result, indent=1, ensure_ascii=False, default=str) if as_json else text)
+    if world.is_main():  # of several processes one speaks
+        typer.echo(json.dumps(result, indent=1, ensure_ascii=False, default=str) if as_json else text)
 
 
 def _print_outcome(folder: Path, skipped: list[str], as_json: bool) -> None:
@@ -275,14 +276,24 @@ def _print_outcome(folder: Path, skipped: list[str], as_json: bool) -> None:
     _emit({**facts, "evaluation": evaluation}, as_json, outcome_text(facts, evaluation))
 
 
+def _tell(error: StillhouseError) -> None:
+    """Of several processes the first speaks for all; the others only of what they alone met."""
+    told = f"{type(error).__name__}: {error}"
+    if not world.is_main():
+        if world.SHARED not in getattr(error, "__notes__", ()):
+            print(f"process {world.rank()}: {told}", file=sys.stderr)
+        return
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}, ensure_ascii=False))
+    print(told, file=sys.stderr)
+
+
 def main() -> None:
     """Entry point: errors meant for the user become a sentence on stderr and an exit code, not a traceback."""
     try:
         app()
     except StillhouseError as error:
-        if "--json" in sys.argv:
-            typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}, ensure_ascii=False))
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        _tell(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("Stopped. The same command continues from the last checkpoint.", file=sys.stderr)

@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from stillhouse import registry
+from stillhouse import registry, world
 from stillhouse.runs import RunFolder
 
 
@@ -30,7 +30,7 @@ class Bars:
     """Progress of a run's stages, one bar each with rate and time left; says nothing when stderr is no terminal."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+        self._shown = sys.stderr.isatty() and world.is_main()
         self._tasks: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description:16}"),
