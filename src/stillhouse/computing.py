@@ -22,7 +22,8 @@ from stillhouse.workshop import Workshop
 def choose_compute(shop: Workshop, record: StageRecord) -> Compute:
     """The settings of every update of this run; each choice is recorded with its reason."""
     train = shop.recipe.train
-    with shop.folder.stage("compute", {"recipe": shop.recipe.resolved()}) as (kept, done):
+    inputs = shop.recipe.model_dump(mode="json", include={"seed", "device", "student", "data", "train"})
+    with shop.folder.stage("compute", inputs) as (kept, done):
         if not done:
             kept.out = world.agree(_choose(shop))
     for name in ("accumulate", "dtype"):

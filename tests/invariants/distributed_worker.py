@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 distributed_worker.py JOB FOLDER [SETTING=VALUE ...]
 from __future__ import annotations
 
 import os
+import random
 import sys
 import warnings
 from pathlib import Path
@@ -92,6 +93,31 @@ def job_evaluate(folder: Path, settings: dict[str, str]) -> None:
     keep(folder, {"sums": sums, "written": padded}, [])
 
 
+def job_random(folder: Path, settings: dict[str, str]) -> None:
+    """Two updates each of models and examples that a seed draws."""
+    found: dict[str, torch.Tensor] = {}
+    for seed in range(8):
+        draw = random.Random(seed)
+        config = {"hidden_size": draw.choice([8, 16]), "num_hidden_layers": draw.randint(1, 2)}
+        tied, packing = draw.random() < 0.5, draw.random() < 0.5
+        made = Student.from_config({**TINY, **config, "tie_word_embeddings": tied}, TOKENIZER, seed=seed)
+        made.lm.model.double()
+        drawn = []
+        for n in range(draw.randint(3, 20)):
+            length = draw.randint(1, 20)
+            ids = [draw.randrange(300) for _ in range(length + 1)]
+            trained = [t == 0 or draw.random() < 0.5 for t in range(length)]
+            drawn.append(Rendered(str(n), ids[:-1], ids[1:], trained, [3] * length, length))
+        turn = (world.rank(), world.size())
+        batches = Batches(drawn, tokens_per_batch=draw.randint(20, 60), seed=seed, packing=packing, turn=turn)
+        compute = Compute(accumulate=draw.choice([2, 4]), chunk=draw.randint(1, 30), shard=seed % 2 == 1)
+        teacher = HFSession(student(seed + 50).lm)
+        steps = list(train(made, batches, teacher, OBJECTIVES, steps=2, optim=Optim(lr=1e-3), compute=compute))
+        told = [[s.loss, s.grad_norm, s.tokens, *s.parts.values()] for s in steps]
+        found[f"seed {seed}"] = torch.tensor(told, dtype=torch.float64)
+    keep(folder, found, [])
+
+
 def job_dies(folder: Path, settings: dict[str, str]) -> None:
     """One of the processes ends in the middle of an update."""
     for step in train(student(1), stream(False), None, [CrossEntropy()], steps=50, compute=Compute(accumulate=2)):
@@ -99,7 +125,7 @@ def job_dies(folder: Path, settings: dict[str, str]) -> None:
             os._exit(9)
 
 
-JOBS: dict[str, Any] = {"train": job_train, "evaluate": job_evaluate, "dies": job_dies}
+JOBS: dict[str, Any] = {"train": job_train, "evaluate": job_evaluate, "random": job_random, "dies": job_dies}
 
 if __name__ == "__main__":
     warnings.simplefilter("error")

@@ -64,6 +64,11 @@ def test_two_processes_take_the_updates_of_one(settings: tuple[str, ...], tmp_pa
     assert_same(alone, together, atol=1e-5)
 
 
+def test_any_update_is_the_same_by_two_processes(tmp_path: Path) -> None:
+    """Random models, examples and ways to cut an update, copied and sharded in turn."""
+    assert_same(outcome(1, "random", tmp_path), outcome(2, "random", tmp_path), atol=1e-5)
+
+
 @pytest.mark.parametrize(("before", "after", "how"), [(2, 1, "shard"), (1, 2, "shard"), (2, 1, "copied")])
 def test_a_checkpoint_is_continued_by_another_number_of_processes(
     before: int, after: int, how: str, tmp_path: Path
