@@ -50,6 +50,10 @@ def load_tokenizer(
         raise ModelError(f"The tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
         raise ModelError(f"The tokenizer of {name!r} has no fast form, which is needed to tell tokens' roles apart.")
+    # What a file says of padding and truncation is the state it was saved in, which the first call without them ends.
+    # Ended here, so that what a run saves does not depend on whether it had any text to encode.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     return tokenizer
 
 

@@ -85,7 +85,7 @@ def check_kills(arguments: Callable[[Path], list[str]], home: Path, kills: int, 
     draw, seen = random.Random(kills), 0
     while seen < kills:
         folder = home / f"killed-{seen}"
-        seen += killed_until_done(arguments, folder, draw, longest=0.9 * took if seen + 1 == kills else 0.6 * took)
+        seen += killed_until_done(arguments, folder, draw, longest=min(30, 0.7 * took))
         found = content(folder)
         assert found.keys() == expected.keys()
         assert [name for name in expected if found[name] != expected[name]] == []

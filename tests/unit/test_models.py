@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -323,3 +324,14 @@ def test_embedded_teacher_loads_from_a_copy_without_its_package(name: str, tmp_p
     one, two = CausalLM.load(name), CausalLM.load(str(copy))
     assert one.parameters() == two.parameters() < 4_000_000
     assert load_tokenizer(name).get_vocab() == two.tokenizer.get_vocab()
+
+
+def test_a_tokenizer_is_loaded_without_the_padding_it_was_saved_with(tmp_path: Path, make_student: Any) -> None:
+    student = make_student()
+    tokenizer = copy.deepcopy(student.tokenizer)
+    tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)
+    tokenizer.save_pretrained(tmp_path)
+    assert '"padding": null' not in (tmp_path / "tokenizer.json").read_text()
+    load_tokenizer(str(tmp_path)).save_pretrained(tmp_path / "again")
+    assert '"padding": null' in (tmp_path / "again" / "tokenizer.json").read_text()
+    assert '"truncation": null' in (tmp_path / "again" / "tokenizer.json").read_text()
