@@ -28,7 +28,7 @@ from stillhouse.training.optim import Optim
 SMALL: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8}
 """Of a model whose step takes little time; what a step leaves behind does not depend on the model's size."""
 
-MEBIBYTES = 4
+BYTES = 4 * 2**20
 """What the allocator may round up and cut apart; one batch kept of every step is more in the shortest run here."""
 
 OBJECTS = 50
@@ -74,41 +74,50 @@ def open_teacher(make_student: Any, rendered: list[Rendered], tmp_path: Path) ->
     return run
 
 
-def growth(steps: Iterator[object], warmup: int, count: int) -> tuple[float, int]:
-    """Mebibytes and objects that `count` steps left behind, after `warmup` steps that may keep what they need."""
-    for _ in islice(steps, warmup):
-        pass
-    before = Held.now()
-    for _ in islice(steps, count):
-        pass
-    after = Held.now()
-    return (after.bytes - before.bytes) / 2**20, after.objects - before.objects
+def growth(steps: Iterator[object], warmup: int, count: int) -> Held:
+    """Bytes and objects that `count` steps left behind, after `warmup` steps that may keep what they need.
+
+    Measured twice, the smaller counts: a step that keeps something keeps it both times, while threads that other tests
+    left in this process wake up when they like.
+    """
+
+    def take(number: int) -> Held:
+        for _ in islice(steps, number):
+            pass
+        return Held.now()
+
+    first, second, third = take(warmup), take(count), take(count)
+    left = [
+        (after.bytes - before.bytes, after.objects - before.objects)
+        for before, after in ((first, second), (second, third))
+    ]
+    return Held(*map(min, zip(*left, strict=True)))
 
 
 def check_batches(teacher: TeacherSession, rendered: list[Rendered], warmup: int, count: int) -> None:
     batches = Batches(rendered, tokens_per_batch=1024)
-    mebibytes, objects = growth((teacher.score(batch) for batch in batches), warmup, count)
-    assert objects < OBJECTS
-    assert mebibytes < MEBIBYTES
+    left = growth((teacher.score(batch) for batch in batches), warmup, count)
+    assert left.objects < OBJECTS
+    assert left.bytes < BYTES
 
 
 def check_updates(teacher: TeacherSession, student: Student, rendered: list[Rendered], warmup: int, count: int) -> None:
     batches, objectives = Batches(rendered, tokens_per_batch=1024), [0.5 * ForwardKL(), 0.5 * CrossEntropy()]
-    steps = train(student, batches, teacher, objectives, steps=warmup + count, optim=Optim(lr=1e-4))
-    mebibytes, objects = growth(steps, warmup, count)
-    assert objects < OBJECTS
-    assert mebibytes < MEBIBYTES
+    steps = train(student, batches, teacher, objectives, steps=warmup + 2 * count, optim=Optim(lr=1e-4))
+    left = growth(steps, warmup, count)
+    assert left.objects < OBJECTS
+    assert left.bytes < BYTES
 
 
 def test_two_thousand_batches_and_their_signals_leave_nothing(open_teacher: Any, rendered: list[Rendered]) -> None:
-    check_batches(open_teacher("stored"), rendered, 100, 2_000)
+    check_batches(open_teacher("stored"), rendered, 100, 1_000)
 
 
 @pytest.mark.parametrize("kind", ["live", "stored"])
 def test_hundreds_of_updates_leave_nothing(
     kind: str, open_teacher: Any, make_student: Any, rendered: list[Rendered]
 ) -> None:
-    check_updates(open_teacher(kind), make_student(seed=1, **SMALL), rendered, 50, 200)
+    check_updates(open_teacher(kind), make_student(seed=1, **SMALL), rendered, 50, 100)
 
 
 @pytest.mark.slow
@@ -117,5 +126,5 @@ def test_hundreds_of_updates_leave_nothing(
 def test_a_long_run_leaves_nothing(kind: str, open_teacher: Any, make_student: Any, rendered: list[Rendered]) -> None:
     """100,000 steps' worth of batches with what the teacher says about them, and 10,000 updates."""
     teacher = open_teacher(kind)
-    check_batches(teacher, rendered, 1_000, 100_000)
-    check_updates(teacher, make_student(seed=1, **SMALL), rendered, 1_000, 10_000)
+    check_batches(teacher, rendered, 1_000, 50_000)
+    check_updates(teacher, make_student(seed=1, **SMALL), rendered, 1_000, 5_000)
