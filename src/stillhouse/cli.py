@@ -144,7 +144,7 @@ def check(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson =
 
     Example: stillhouse check quickstart train.steps=2000
     """
-    from stillhouse.checking import check as look
+    from stillhouse.checking.check import check as look
     from stillhouse.terminal import check_text
 
     result = look(load_recipe(recipe, overrides or [], build=True))

@@ -21,11 +21,12 @@ CONTINUATION = Sampling(max_new_tokens=80)
 
 def continuations(model: CausalLM, data: Heldout) -> dict[str, str]:
     """What a model writes where no task asks it to: answers to the prompts, or running text from its first words."""
-    written = model.generate([_start(data.renderer, e) for e in data.examples], CONTINUATION)
+    written = model.generate([start(data.renderer, e) for e in data.examples], CONTINUATION)
     return {e.id: str(model.tokenizer.decode(ids)) for e, ids in zip(data.examples, written, strict=True)}
 
 
-def _start(renderer: Renderer, example: Example) -> list[int]:
+def start(renderer: Renderer, example: Example) -> list[int]:
+    """What a model is given: a prompt, or the first words of running text."""
     if example.form != "text":
         return renderer.prompt_ids(example)
     return renderer.render([example])[0].tokens[:FIRST_TOKENS]
@@ -54,4 +55,4 @@ def write_samples(shop: Workshop, results: dict[str, ModelResult]) -> None:
 
 
 def _beginning(shop: Workshop, example: Example) -> str:
-    return str(shop.plan.student_tokenizer.decode(_start(shop.renderer(), example), skip_special_tokens=True))
+    return str(shop.plan.student_tokenizer.decode(start(shop.renderer(), example), skip_special_tokens=True))

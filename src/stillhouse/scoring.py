@@ -27,7 +27,7 @@ from stillhouse.signals.vocabulary import tokenizer_fingerprint
 from stillhouse.teachers.base import TeacherSession
 from stillhouse.workshop import Workshop
 
-_BATCH = 8192
+TOKENS_AT_ONCE = 8192
 """Tokens of a batch, padding counted. Fixed, because what a model says depends in its last bits on who shares its
 batch, and a store that was continued must be the store that was not interrupted."""
 
@@ -104,7 +104,7 @@ class _Told(NamedTuple):
 def _ask(shop: Workshop, asked: _Asked) -> dict[str, float]:
     """Every batch once, as many at a time as there are processes; stored in order, whoever was asked."""
     measured, seen = torch.zeros(4, dtype=torch.float64), 0
-    batches = enumerate(in_order(asked.rendered, _BATCH))
+    batches = enumerate(in_order(asked.rendered, TOKENS_AT_ONCE))
     while group := list(islice(batches, world.size())):
         # The stored signal is held against the teacher on batches 0, 1, 2, 4, 8, ...: few, of all lengths.
         sampled = [index & (index - 1) == 0 for index, _ in group]

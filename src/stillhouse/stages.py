@@ -33,7 +33,7 @@ from stillhouse.training.loop import Step, TrainState, begin, train
 from stillhouse.training.optim import Optim
 from stillhouse.workshop import Progress, Workshop, silent
 
-_CADENCE_EXAMPLES = 100
+CADENCE_EXAMPLES = 100
 """Held-out examples of the evaluations during training: enough for a curve, cheap enough to draw one."""
 
 
@@ -278,7 +278,7 @@ class _Cadence:
     def __init__(self, shop: Workshop, role: str) -> None:
         self.shop, self.role = shop, role
         self.every = shop.recipe.train.evaluate_every
-        self.data = shop.heldout(limit=_CADENCE_EXAMPLES) if self.every else None
+        self.data = shop.heldout(limit=CADENCE_EXAMPLES) if self.every else None
 
     def after(self, step: Step) -> None:
         if self.data is None or not self.every or step.number % self.every:

@@ -137,12 +137,13 @@ def check_text(result: Mapping[str, Any]) -> str:
     """What `check` found, in the order a person asks."""
     estimate, student, teacher = result["estimate"], result["student"], result["teacher"]
     share = f", {student['share_of_teacher']:.1%} of its teacher" if student["share_of_teacher"] else ""
+    trained = f"; {number(student['trainable'])} of adapters are trained" if student["adapters"] else ""
     rows = [
         [
             "teacher",
             f"{teacher['is']}, {number(teacher['parameters'])} parameters, provides {', '.join(teacher['provides'])}",
         ],
-        ["student", f"{number(student['parameters'])} parameters{share}"],
+        ["student", f"{number(student['parameters'])} parameters{share}{trained}"],
         [
             "vocabulary",
             f"{result['vocabulary']:,} tokens, {'with' if result['chat_template'] else 'without'} a chat template",
@@ -164,12 +165,17 @@ def check_text(result: Mapping[str, Any]) -> str:
         ["updates", f"{estimate['steps']:,} in all, {estimate['epochs']:g} passes over the data each"],
         ["teacher reads", f"about {estimate['teacher_tokens_read']:,} tokens"],
         ["teacher writes", f"about {estimate['teacher_tokens_written']:,} tokens"],
-        ["memory", f"about {estimate['peak_memory_bytes'] / 2**30:.2f} GiB at its peak"],
+        ["memory", f"about {estimate['peak_memory_bytes'] / 2**30:.2f} GiB at its peak{_within(estimate)}"],
         ["disk", f"about {estimate['disk_bytes'] / 2**20:,.0f} MiB"],
-        ["time", f"at least {estimate['seconds']:,.0f} s ({estimate['note']})"],
+        ["time", f"about {estimate['seconds']:,.0f} s: {estimate['note']}"],
     ]
+    rows += [["", f"{seconds:,.1f} s {name}"] for name, seconds in estimate.get("stages", {}).items()]
     rows += [["warning", text] for text in result["warnings"]]
     return _columns(rows)
+
+
+def _within(estimate: Mapping[str, Any]) -> str:
+    return f", in {estimate['peak_memory_stage']}" if estimate["rehearsed"] else ""
 
 
 def doctor_text(facts: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int, str], None]
 """Called as (stage, done, total, note); the command line draws it, everyone else may ignore it."""
 
 
-_CALIBRATION_BATCH = 8192
+CALIBRATION_BATCH = 8192
 """Tokens of a calibration batch, padding counted; fixed, because the last bits of a measurement depend on it."""
 
 
@@ -157,7 +157,7 @@ class Workshop:
                 "student in one process first (`stillhouse train`), or set teacher.hf.shard: never."
             )
         drawn = random.Random(self.recipe.seed).sample(rendered, min(settings.calibration, len(rendered)))
-        importance = measure(teacher, in_order(drawn, _CALIBRATION_BATCH))
+        importance = measure(teacher, in_order(drawn, CALIBRATION_BATCH))
         kept = choose(teacher.model.config, settings, importance)
         record.cost = {"teacher_tokens_read": sum(len(r.tokens) for r in drawn)}
         record.out = {"layers": kept.layers, "block_influence": importance.influence_L.tolist()}

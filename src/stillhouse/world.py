@@ -35,6 +35,11 @@ def size() -> int:
     return 1 if joined is None else int(joined.get_world_size())
 
 
+def expected() -> int:
+    """How many processes there will be once they have joined: what `torchrun` said."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if _distributed() is None else size()
+
+
 def rank() -> int:
     """Which of them this is, counted from 0; before they have joined, what `torchrun` said."""
     joined = _distributed()
@@ -59,7 +64,7 @@ def joined() -> Generator[None, None, None]:
     Raises:
         RunError: they cannot reach one another.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _distributed() is not None:
+    if expected() == 1 or _distributed() is not None:
         yield
         return
     import torch

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from stillhouse import stages
-from stillhouse.checking import check
+from stillhouse.checking.check import check
 from stillhouse.errors import NeedsError
 from stillhouse.models import CausalLM
 from stillhouse.recipe_file import load_recipe

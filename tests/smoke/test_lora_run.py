@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from stillhouse import adapters, stages
-from stillhouse.checking import check
+from stillhouse.checking.check import check
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.models import CausalLM, load_config
 from stillhouse.recipe import LoRA

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from stillhouse.checking import measure_size
+from stillhouse.checking.skeletons import measure_size
 from stillhouse.data.batching import TokenBatch, in_order
 from stillhouse.data.rendering import Rendered, Renderer
 from stillhouse.errors import ModelError, RecipeError

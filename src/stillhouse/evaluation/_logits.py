@@ -48,6 +48,11 @@ class Chunk(NamedTuple):
     teacher_NV: Tensor
 
 
+def rows_at_once(vocabulary: int) -> int:
+    """Trained tokens of a batch whose logits exist at once."""
+    return max(_FEWEST_ROWS, _LOGITS_BYTES // (4 * vocabulary))
+
+
 def renderer_for(model: CausalLM, data: Heldout, *, fit: bool = False) -> Renderer:
     """The held-out data's renderer, in the model's own tokens: a teacher may read the same text in other pieces.
 
@@ -95,7 +100,7 @@ def chunks(
     Processes share the batches: each yields its own.
     """
     place = {r.id: i for i, r in enumerate(rendered)}
-    rows = max(_FEWEST_ROWS, _LOGITS_BYTES // (4 * model.vocabulary))
+    rows = rows_at_once(model.vocabulary)
     asked = [model] if teacher is None else [model, teacher]
     with ExitStack() as stack:
         for lm in asked:

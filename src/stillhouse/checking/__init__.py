@@ -1,0 +1,1 @@
+"""What a recipe would cost, rehearsed in miniature before anything is started."""

@@ -1,0 +1,121 @@
+"""A recipe's data as `check` sees it: read and rendered as a run would, but a few thousand examples of it alone, or
+made up where the teacher is going to write it."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from stillhouse.checking.metering import file_bytes, seconds_of
+from stillhouse.checking.rehearsing import Sample, Writing
+from stillhouse.checking.seconds import Split
+from stillhouse.data.rendering import Rendered, Renderer, Role
+from stillhouse.data.sources import describe, iter_source
+from stillhouse.data.tokens import TokenFile, open_tokens, write_tokens
+from stillhouse.models import Sampling, vocabulary_size
+from stillhouse.preflight import Plan
+from stillhouse.recipe import Source
+from stillhouse.records import Example, read_examples, write_examples
+from stillhouse.workshop import render_settings
+
+_SAMPLE = 2000
+"""Examples that are tokenized to estimate lengths; a million-row data set must not make `check` slow."""
+_WEIGHED = 100
+"""Examples whose Python objects are weighed."""
+_PLACE_BYTES = 250
+"""What a training example takes in memory besides its tokens: the hash of its id, its length, its place in an epoch."""
+
+
+def look_at(plan: Plan, name: str, source: Source, scratch: Path) -> tuple[Split, dict[str, Any], Writing | None]:
+    """A split, what to tell the user about it, and what the teacher writes for it."""
+    renderer = Renderer(plan.student_tokenizer, plan.max_length, **render_settings(plan.recipe))
+    data, folder = scratch / f"{name}.jsonl", scratch / "tokens" / name
+    sample, count, reading, writing = _read(plan, name, source, renderer)
+    storing = seconds_of(lambda: write_examples(data, sample))
+    if writing is None:
+        rendering = seconds_of(lambda: open_tokens(folder, data, renderer))
+    else:
+        noise = _noise(renderer, sample, writing)
+        rendering = seconds_of(lambda: write_tokens(folder, noise, {}, {}))
+    tokens = TokenFile(folder)
+    rendered = list(tokens)
+    if source.synthesizer is not None:
+        sample = [
+            dataclasses.replace(e, text=str(plan.student_tokenizer.decode(r.tokens)))
+            for e, r in zip(sample, rendered, strict=True)
+        ]
+        write_examples(data, sample)
+    each = rendering / max(1, len(sample))
+    held = _PLACE_BYTES + file_bytes(folder) / len(sample) if name == "train" else _weigh(data, tokens)
+    split = Split(
+        examples=count,
+        sample=Sample(sample, rendered),
+        read_seconds=reading + storing / len(sample) * count,
+        render_seconds=each * count,
+        held_bytes=held,
+        file_bytes=(data.stat().st_size + file_bytes(folder)) / len(sample),
+        writing=f"teacher makes {name}" if writing else None,
+        written=writing.length * count if writing else 0,
+    )
+    facts = {
+        "source": describe(source),
+        "examples": count,
+        "mean_tokens": round(split.tokens / max(1, count), 1),
+        "longest_tokens": max((len(r.tokens) for r in rendered), default=0),
+        "notices": dict(tokens.notices),
+        "seconds_per_1000": round(each * 1000, 3),
+    }
+    return split, facts | ({"written": split.written} if writing else {}), writing
+
+
+def _read(
+    plan: Plan, name: str, source: Source, renderer: Renderer
+) -> tuple[list[Example], int, float, Writing | None]:
+    """The first examples, how many there are, the seconds that reading them all took, and what the teacher writes."""
+    if source.synthesizer is not None:
+        maker = source.synthesizer.build("synthesizer")
+        start = renderer.prompt_ids(Example(id="start", prompt=""))
+        sample = [Example(id=f"made-{i}", text="") for i in range(min(maker.count, _SAMPLE))]
+        return sample, maker.count, 0.0, _writing(maker, [start] * maker.count)
+    started, examples = time.perf_counter(), iter_source(source)
+    sample = list(islice(examples, _SAMPLE))
+    count = len(sample) + sum(1 for _ in examples)
+    reading, writing = time.perf_counter() - started, None
+    if name == "train" and plan.steps:
+        writing = _writing(plan.steps[-1], [renderer.prompt_ids(e) for e in sample])
+    return sample, count, reading, writing
+
+
+def _writing(maker: Any, prompts: list[list[int]]) -> Writing:
+    sampling = Sampling.of(maker)
+    return Writing("teacher", prompts[: sampling.batch_size], sampling, sampling.max_new_tokens)
+
+
+def _weigh(data: Path, tokens: TokenFile) -> float:
+    """Bytes that an example and its tokens take as Python objects."""
+    tracemalloc.start()
+    held: list[object] = list(islice(read_examples(data), _WEIGHED))
+    taken = len(held)
+    held += tokens[:_WEIGHED]
+    traced = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return traced / max(1, taken)
+
+
+def _noise(renderer: Renderer, examples: Iterable[Example], writing: Writing) -> Iterator[Rendered]:
+    """What the teacher will write, as long as it may become."""
+    draw, top = random.Random(0), vocabulary_size(renderer.tokenizer)
+    for example in examples:
+        prompt = renderer.prompt_ids(example) if example.form == "prompt" else list(writing.prompts[0])
+        length = min(writing.length, renderer.max_length - len(prompt))
+        ids = [*prompt, *(draw.randrange(top) for _ in range(max(1, length)))]
+        role = Role.ANSWER if Role.ANSWER in renderer.train_on else Role.OTHER
+        trained = [i >= len(prompt) - 1 and role == Role.ANSWER for i in range(len(ids) - 1)]
+        roles = [int(role if t else Role.PROMPT) for t in trained]
+        yield Rendered(example.id, ids[:-1], ids[1:], trained, roles, len(ids))
