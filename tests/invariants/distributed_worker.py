@@ -61,9 +61,10 @@ def keep(folder: Path, weights: dict[str, torch.Tensor], steps: list[Step]) -> N
 def job_train(folder: Path, settings: dict[str, str]) -> None:
     """A few updates; optionally stopped at a checkpoint, or continued from it."""
     optim = Optim(lr=1e-2, warmup=2, weight_decay=0.1, optimizer=settings.get("optimizer", "adamw"))  # ty: ignore
-    compute = Compute(accumulate=4, chunk=16, shard="shard" in settings)
-    teacher = HFSession(student(9).lm)
-    state = begin(student(1, tied="tied" in settings), stream("packing" in settings), optim, compute)
+    half = "bfloat16" in settings
+    compute = Compute(accumulate=4, chunk=16, shard="shard" in settings, dtype=torch.bfloat16 if half else None)
+    teacher = HFSession(student(9, double=not half).lm)
+    state = begin(student(1, tied="tied" in settings, double=not half), stream("packing" in settings), optim, compute)
     if "continued" in settings:
         load_checkpoint(checkpoints(folder / "checkpoints")[-1], state)
     taken: list[Step] = []

@@ -64,6 +64,14 @@ def test_two_processes_take_the_updates_of_one(settings: tuple[str, ...], tmp_pa
     assert_same(alone, together, atol=1e-5)
 
 
+def test_bfloat16_is_the_same_to_its_precision(tmp_path: Path) -> None:
+    """Alone under autocast; together with sharded weights gathered in bfloat16 and gradients summed in float32."""
+    settings = ("shard", "tied", "bfloat16")
+    alone, together = outcome(1, "train", tmp_path, *settings), outcome(2, "train", tmp_path, *settings)
+    torch.testing.assert_close(together["told"][:, 0], alone["told"][:, 0], rtol=0.03, atol=0)
+    assert together["model.norm.weight"].dtype == torch.float32
+
+
 def test_any_update_is_the_same_by_two_processes(tmp_path: Path) -> None:
     """Random models, examples and ways to cut an update, copied and sharded in turn."""
     assert_same(outcome(1, "random", tmp_path), outcome(2, "random", tmp_path), atol=1e-5)

@@ -45,7 +45,7 @@ class HFTeacher(Teacher):
             ModelError: not found, pickled, or of an architecture whose logits are not understood.
         """
         how: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        session = HFSession(CausalLM.load(self.model, dtype=self.dtype, device="cpu", **how))
+        session = HFSession(CausalLM.load(self.model, dtype=self.dtype, device="cpu", **how), self.revision)
         if self._must_shard(session.lm, device):
             session.lm.spread()  # before the move, so that no device ever holds the whole
         session.lm.model.to(device)
@@ -75,8 +75,8 @@ class HFTeacher(Teacher):
 class HFSession(TeacherSession):
     """The loaded model, its weights frozen; where they are spread over processes, all of them must ask together."""
 
-    def __init__(self, lm: CausalLM) -> None:
-        self._lm = lm
+    def __init__(self, lm: CausalLM, revision: str | None = None) -> None:
+        self._lm, self._revision = lm, revision
         self.tokenizer = lm.tokenizer
         lm.model.requires_grad_(False).eval()
 
@@ -99,5 +99,5 @@ class HFSession(TeacherSession):
         return written
 
     def identity(self) -> dict[str, Any]:
-        """Name, size and configuration."""
-        return self._lm.identity()
+        """Name, revision, size and configuration."""
+        return {**self._lm.identity(), "revision": self._revision}

@@ -60,10 +60,11 @@ class Parallel:
         self.module: nn.Module = MicroBatch(student.lm)
         self.sharded = shard and world.size() > 1
         if self.sharded:
-            policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
+            reduce = torch.float32 if dtype else None
             for layer in student.lm.layers():
-                fully_shard(layer, mp_policy=policy)
-            fully_shard(self.module, mp_policy=policy)
+                fully_shard(layer, mp_policy=MixedPrecisionPolicy(dtype, reduce))
+            # Among the inputs of the whole is what the teacher says, which has a precision of its own.
+            fully_shard(self.module, mp_policy=MixedPrecisionPolicy(dtype, reduce, cast_forward_inputs=False))
         elif world.size() > 1:
             self.module = DistributedDataParallel(self.module)
 
