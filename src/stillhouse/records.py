@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -64,16 +66,45 @@ class Example:
         return cls(**row)
 
 
+@contextmanager
+def whole(place: Path) -> Generator[Path, None, None]:
+    """A file or folder that appears at its place complete or not at all: what is written to the path that is given
+    takes the old one's place when the block ends without an error.
+
+    >>> import tempfile
+    >>> place = Path(tempfile.mkdtemp()) / "facts.json"
+    >>> with whole(place) as partial:
+    ...     _ = partial.write_text("{}")
+    >>> place.read_text()
+    '{}'
+    """
+    partial = place.with_name(f".{place.name}.partial")
+    _remove(partial)  # of a process that was killed
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+    except BaseException:
+        _remove(partial)
+        raise
+    if partial.is_dir():
+        _remove(place)  # a folder replaces an empty one alone
+    partial.replace(place)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
-    """Write examples as JSONL, atomically (a reader never sees half a file); returns how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
+    """Write examples as JSONL, whole or not at all; returns how many."""
     count = 0
-    with partial.open("w", encoding="utf-8") as stream:
+    with whole(path) as partial, partial.open("w", encoding="utf-8") as stream:
         for example in examples:
             stream.write(example.to_json() + "\n")
             count += 1
-    partial.replace(path)
     return count
 
 
@@ -88,6 +119,11 @@ def fingerprint(value: object) -> str:
     """A short stable hash of anything JSON can say; equal values give equal fingerprints on every machine."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def bytes_under(folder: Path) -> int:
+    """Of all files in a folder and below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def fingerprint_path(path: Path) -> str:

@@ -25,7 +25,7 @@ import yaml
 from stillhouse import world
 from stillhouse.errors import RunError
 from stillhouse.recipe import Recipe
-from stillhouse.records import fingerprint
+from stillhouse.records import bytes_under, fingerprint, whole
 
 FORMAT = 1
 
@@ -160,10 +160,8 @@ class RunFolder:
         if not world.is_main():
             return
         place = self.path / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(place.name + ".partial")
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(place)
+        with whole(place) as partial:
+            partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the folder.
@@ -190,9 +188,8 @@ class RunFolder:
             return
         rows = [line for line in place.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         kept = [line for line in rows if (row := json.loads(line))["model"] != model or row["step"] <= after]
-        partial = place.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(place)
+        with whole(place) as partial:
+            partial.write_text("".join(kept), encoding="utf-8")
 
     def finish(self, recipe: Recipe) -> None:
         """Write the manifest: the last file, whose existence means that the run is whole."""
@@ -202,7 +199,7 @@ class RunFolder:
             for key, value in record.cost.items():
                 cost[key] = cost.get(key, 0) + value
         sizes = {
-            part: _bytes_under(self.path / part) for part in ("data", "tokens", "signals", "student", "checkpoints")
+            part: bytes_under(self.path / part) for part in ("data", "tokens", "signals", "student", "checkpoints")
         }
         self.write_json(
             "manifest.json",
@@ -228,10 +225,6 @@ def _without_watchers(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_name(record: StageRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key != "name"}
-
-
-def _bytes_under(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:
@@ -260,12 +253,13 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "processes": world.size(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: installed_version(name) for name in _PACKAGES},
         "git": _git(),
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Of a distribution; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
@@ -27,7 +26,7 @@ from stillhouse.preflight import Plan, make_plan
 from stillhouse.pruning.cut import choose, cut
 from stillhouse.pruning.importance import measure
 from stillhouse.recipe import CutSection, Recipe, Source
-from stillhouse.records import Example, fingerprint_file, read_examples, write_examples
+from stillhouse.records import Example, fingerprint_file, read_examples, whole, write_examples
 from stillhouse.runs import RunFolder, StageRecord
 from stillhouse.student import Student
 from stillhouse.teachers.base import TeacherSession
@@ -257,12 +256,8 @@ class Workshop:
 
 
 def _save_whole(model: CausalLM, folder: Path) -> None:
-    """A model folder that is complete or not there."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    for old in (partial, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    model.save(partial)
-    partial.replace(folder)
+    with whole(folder) as partial:
+        model.save(partial)
 
 
 def _owner(rendered: Rendered, examples: set[str]) -> str:

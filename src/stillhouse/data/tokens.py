@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from stillhouse.data.rendering import Rendered, Renderer
 from stillhouse.errors import RunError
-from stillhouse.records import Example, fingerprint, fingerprint_file, read_examples
+from stillhouse.records import Example, fingerprint, fingerprint_file, read_examples, whole
 
 FORMAT = 1
 """Raised whenever the files, or what the renderer makes of an example, change."""
@@ -135,15 +134,14 @@ def write_tokens(
         RunError: the disk is full.
         ValueError: an example whose targets are not the tokens that follow.
     """
-    partial = folder.with_name(f".{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        _write_files(partial, rendered)
-        files = {name: fingerprint_file(partial / name) for name in _FILES}
-        facts = {"format": FORMAT, "made_of": dict(made_of), "notices": dict(notices), "files": files}
-        header = json.dumps({**facts, "checksum": fingerprint(facts)}, indent=1, ensure_ascii=False)
-        (partial / "header.json").write_text(header + "\n", encoding="utf-8")
+        with whole(folder) as partial:
+            partial.mkdir()
+            _write_files(partial, rendered)
+            files = {name: fingerprint_file(partial / name) for name in _FILES}
+            facts = {"format": FORMAT, "made_of": dict(made_of), "notices": dict(notices), "files": files}
+            header = json.dumps({**facts, "checksum": fingerprint(facts)}, indent=1, ensure_ascii=False)
+            (partial / "header.json").write_text(header + "\n", encoding="utf-8")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -151,8 +149,6 @@ def write_tokens(
             f"The disk is full at {folder}. Tokens take {BYTES_PER_TOKEN} bytes each; free some space and give the "
             "same command again."
         ) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
 
 
 def _write_files(folder: Path, rendered: Iterable[Rendered]) -> None:

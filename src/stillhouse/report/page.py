@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from stillhouse.records import whole
 from stillhouse.report import charts, tables
 from stillhouse.report.numbers import fixed, is_number
 from stillhouse.report.reading import Run, detail, model_name, read_run
@@ -29,9 +30,8 @@ def write_report(run: Path) -> tuple[Path, Path]:
     context = report_context(read_run(run))
     pages = (run / "report.html", run / "report.md")
     for page, text in zip(pages, (render_html(context), render_markdown(context)), strict=True):
-        partial = page.with_suffix(page.suffix + ".partial")
-        partial.write_text(printable(text), encoding="utf-8")
-        partial.replace(page)
+        with whole(page) as partial:
+            partial.write_text(printable(text), encoding="utf-8")
     return pages
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.errors import SignalStoreError
-from stillhouse.records import fingerprint
+from stillhouse.records import fingerprint, whole
 
 FORMAT = 1
 WAY_OUT = "Copy the store again from where it was made, or move it away and score again."
@@ -209,10 +209,9 @@ def check_shard_head(path: Path, data: Bytes, header: StoreHeader, number: int) 
 
 def write_facts(place: Path, facts: Mapping[str, Any]) -> None:
     """JSON with a checksum of its own, written atomically."""
-    partial = place.with_name(place.name + ".partial")
     text = json.dumps({**facts, "checksum": fingerprint(facts)}, indent=1)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(place)
+    with whole(place) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_facts(place: Path) -> dict[str, Any]:
