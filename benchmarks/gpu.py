@@ -16,24 +16,21 @@ import argparse
 import json
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch._dynamo
-from _common import spread, textbook
+from _common import Inputs, chunked, spread, textbook
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.data.batching import Span, TokenBatch
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
 from stillhouse.objectives.forward_kl import ForwardKL
 from stillhouse.objectives.generalized_jsd import GeneralizedJSD
 from stillhouse.objectives.reverse_kl import ReverseKL
-from stillhouse.signals import Dense, Headed, Signal, TopK
-from stillhouse.training.chunking import batch_loss, choose_chunk, choose_compiled
+from stillhouse.signals import Dense, Signal, TopK
+from stillhouse.training.chunking import choose_chunk, choose_compiled
 
 OBJECTIVES: dict[str, Objective] = {
     "forward_kl": ForwardKL(),
@@ -46,34 +43,11 @@ CHUNKS = (512, 1024, 2048, 4096, 8192)
 KEPT = 64
 
 
-@dataclass
-class Inputs:
-    """Hidden states for both models, two heads, true tokens."""
-
-    hidden_ND: Tensor
-    student_VD: Tensor
-    teacher_VD: Tensor
-    targets_N: Tensor
-
-    @classmethod
-    def of(cls, tokens: int, width: int, vocabulary: int, dtype: torch.dtype, device: str) -> Inputs:
-        """Logits are about standard normal."""
-        draws = torch.Generator(device).manual_seed(0)
-        make: dict[str, Any] = {"generator": draws, "device": device, "dtype": dtype}
-        hidden = torch.randn(tokens, width, **make).requires_grad_()
-        student, teacher = (torch.randn(vocabulary, width, **make).div_(width**0.5) for _ in range(2))
-        return cls(
-            hidden,
-            student.requires_grad_(),
-            teacher,
-            torch.randint(vocabulary, (tokens,), generator=draws, device=device),
-        )
-
-    def top_k(self, k: int) -> TopK:
-        """What a store holds of the teacher's distribution, made a chunk at a time."""
-        with torch.no_grad():
-            rows = self.hidden_ND.split(512)
-            return TopK.join([TopK.of(Dense(functional.linear(few, self.teacher_VD)), k) for few in rows])
+def top_k(inputs: Inputs, k: int) -> TopK:
+    """What a store holds of the teacher's distribution, made a chunk at a time."""
+    with torch.no_grad():
+        rows = inputs.hidden_ND.split(512)
+        return TopK.join([TopK.of(Dense(functional.linear(few, inputs.teacher_VD)), k) for few in rows])
 
 
 # What is timed: each is one forward and backward that leaves gradients behind.
@@ -87,21 +61,7 @@ def ours(
     compiled: bool | None = None,
     signal: Signal | None = None,
 ) -> Tensor:
-    tokens, vocabulary = len(inputs.hidden_ND), len(inputs.student_VD)
-    row = torch.zeros(1, tokens, dtype=torch.long, device=inputs.hidden_ND.device)
-    batch = TokenBatch(
-        ("all",), (Span(0, 0, row.shape[1]),), row, inputs.targets_N[None], row == 0, row.byte(), row, (tokens,)
-    )
-    lm: Any = SimpleNamespace(
-        head=lambda h: functional.linear(h, inputs.student_VD),
-        vocabulary=vocabulary,
-        head_parameters=lambda: [inputs.student_VD],
-    )
-    hidden = inputs.hidden_ND[None]
-    if signal is None and objective.needs:
-        signal = Headed(hidden.detach(), lambda h: functional.linear(h, inputs.teacher_VD), vocabulary)
-    chunk = chunk or choose_chunk(vocabulary, hidden.device.type)[0]
-    loss = batch_loss(lm, hidden, batch, signal, [objective], chunk, compiled=compiled).total
+    loss = chunked(inputs, objective, chunk, compiled=compiled, signal=signal)
     loss.backward()
     return loss.detach()
 
@@ -136,8 +96,8 @@ def check(device: str, *, compiled: bool) -> Iterator[str]:
         SystemExit: one of them is wrong, and nothing is timed.
     """
     for dtype, allowed in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
-        inputs = Inputs.of(200, 64, 1003, dtype, device)
-        kept = inputs.top_k(KEPT)
+        inputs = Inputs.of(200, 64, 1003, dtype=dtype, device=device)
+        kept = top_k(inputs, KEPT)
         for name, objective in OBJECTIVES.items():
             for signal in (None, kept) if objective.needs else (None,):
                 wanted = _account(inputs, lambda exact, n=name, s=signal: _exact(exact, n, s), wide=True)
@@ -209,7 +169,7 @@ def cases(args: argparse.Namespace, device: str) -> Iterator[tuple[str, int, dic
     """What was measured, tokens, figures."""
     can_compile = choose_compiled(device)[0]
     for tokens in TOKENS:
-        inputs = Inputs.of(tokens, args.width, args.vocabulary, torch.bfloat16, device)
+        inputs = Inputs.of(tokens, args.width, args.vocabulary, dtype=torch.bfloat16, device=device)
 
         def timed(work: Callable[[], Any], inputs: Inputs = inputs) -> dict[str, Any]:
             return measure(inputs, args.repeats, work)
@@ -221,7 +181,7 @@ def cases(args: argparse.Namespace, device: str) -> Iterator[tuple[str, int, dic
             yield f"{name}, stillhouse", tokens, timed(lambda i=inputs, o=objective: ours(i, o))
             yield f"{name}, dense formula", tokens, timed(lambda i=inputs, n=name: dense(i, n))
         if tokens == TOKENS[1]:
-            kept = inputs.top_k(KEPT)
+            kept = top_k(inputs, KEPT)
             for name, objective in OBJECTIVES.items():
                 if can_compile:
                     eager = timed(lambda i=inputs, o=objective: ours(i, o, compiled=False))

@@ -25,11 +25,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _common import spread, textbook
+from _common import Inputs, chunked, spread, textbook
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,35 +36,6 @@ OBJECTIVES = {"forward_kl": 0.0, "reverse_kl": 1.0, "generalized_jsd": 0.5, "cro
 """With the beta that TRL and Liger give them."""
 CHECKPOINT = 256
 TOLERANCE = 1e-5
-
-
-@dataclass
-class Inputs:
-    """What every contender is given: hidden states for both models, two heads, and the true tokens."""
-
-    hidden_ND: Tensor
-    student_VD: Tensor
-    teacher_VD: Tensor
-    targets_N: Tensor
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Inputs:
-        """Drawn from the seed; logits are about standard normal."""
-        torch.manual_seed(args.seed)
-        hidden = torch.randn(args.tokens, args.width).requires_grad_()
-        student, teacher = (torch.randn(args.vocabulary, args.width).div_(args.width**0.5) for _ in range(2))
-        return cls(hidden, student.requires_grad_(), teacher, torch.randint(args.vocabulary, (args.tokens,)))
-
-    def gradients(self) -> list[Tensor]:
-        """Of the hidden states and of the student's head."""
-        found = [self.hidden_ND.grad, self.student_VD.grad]
-        assert found[0] is not None
-        assert found[1] is not None
-        return [g for g in found if g is not None]
-
-    def forget(self) -> None:
-        """Drop the gradients, as an optimizer does between updates."""
-        self.hidden_ND.grad = self.student_VD.grad = None
 
 
 Loss = Callable[[Inputs], Tensor]
@@ -146,35 +116,9 @@ def liger(name: str, args: argparse.Namespace) -> Loss:
 
 def stillhouse(name: str, args: argparse.Namespace) -> Loss:
     from stillhouse import registry
-    from stillhouse.data.batching import Span, TokenBatch
-    from stillhouse.signals import Headed
-    from stillhouse.training.chunking import batch_loss, choose_chunk
 
     objective = registry.build("objective", name, {})
-    chunk = args.chunk or choose_chunk(args.vocabulary)[0]
-    row = torch.zeros(1, args.tokens, dtype=torch.long)
-
-    def loss(inputs: Inputs) -> Tensor:
-        batch = TokenBatch(
-            ("all",),
-            (Span(0, 0, row.shape[1]),),
-            row,
-            inputs.targets_N[None],
-            row == 0,
-            row.byte(),
-            row,
-            (args.tokens,),
-        )
-        lm: Any = SimpleNamespace(
-            head=lambda h: functional.linear(h, inputs.student_VD),
-            vocabulary=args.vocabulary,
-            head_parameters=lambda: [inputs.student_VD],
-        )
-        hidden = inputs.hidden_ND[None]
-        teacher = Headed(hidden.detach(), lambda h: functional.linear(h, inputs.teacher_VD), args.vocabulary)
-        return batch_loss(lm, hidden, batch, teacher if objective.needs else None, [objective], chunk).total
-
-    return loss
+    return lambda inputs: chunked(inputs, objective, args.chunk)
 
 
 @dataclass(frozen=True)
@@ -217,7 +161,7 @@ def live(contender: str, objective: str, args: argparse.Namespace, place: str, p
     """Wait for orders: one timed forward and backward, or the final account."""
     torch.set_num_threads(args.threads)
     loss_of = CONTENDERS[contender].prepare(objective, args)
-    inputs = Inputs.of(args)
+    inputs = Inputs.of(args.tokens, args.width, args.vocabulary, seed=args.seed)
     before, value = resident("VmRSS"), math.nan
     pipe.send("ready")
     while pipe.recv() == "go":
