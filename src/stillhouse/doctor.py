@@ -9,7 +9,6 @@ import importlib
 import io
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -19,7 +18,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from stillhouse.runs import environment
+from stillhouse.runs import environment, installed_version
 
 EXTRAS: dict[str, str] = {
     "peft": "LoRA adapters that every other tool can load",
@@ -33,7 +32,6 @@ _BREAKERS = ("torchvision", "torchaudio")
 """Not needed, and built for one exact torch: transformers imports them where it finds them, and falls over."""
 _LITTLE_DISK = 2 * 2**30
 _LITTLE_MEMORY = 2**30
-_SIZE, _SECONDS = 512, 0.25
 
 
 def examine() -> dict[str, Any]:
@@ -48,7 +46,7 @@ def examine() -> dict[str, Any]:
         }
         for extra, found in extras.items()
     }
-    breakers = {name: _package(Requirement(name)) for name in _BREAKERS if _version(name)}
+    breakers = {name: _package(Requirement(name)) for name in _BREAKERS if installed_version(name)}
     every = {**packages, **{n: p for e in optional.values() for n, p in e["packages"].items()}, **breakers}
     problems = [*_missing(packages), *_unmet(["stillhouse", *every]), *_broken(every)]
     machine = {**_memory(), "free_disk_bytes": shutil.disk_usage(".").free, **_hub()}
@@ -83,17 +81,10 @@ def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
 
 def _package(requirement: Requirement) -> dict[str, Any]:
     """Its version, the range that was asked for, and whether it can be imported, with the error where it cannot."""
-    version = _version(requirement.name)
+    version = installed_version(requirement.name)
     error = _import_error(requirement.name) if version else None
     works = version is not None and error is None
     return {"version": version, "range": str(requirement.specifier), "works": works, "error": error}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _import_error(package: str) -> str | None:
@@ -121,15 +112,15 @@ def _unmet(packages: list[str]) -> Iterator[str]:
     """Installed packages that ask for another version of one that is installed; what is absent is another matter."""
     for package in packages:
         extras = EXTRAS if package == "stillhouse" else ("",)
-        for text in (metadata.requires(package) or []) if _version(package) else []:
+        for text in (metadata.requires(package) or []) if installed_version(package) else []:
             wanted = Requirement(text)
-            version = _version(wanted.name)
+            version = installed_version(wanted.name)
             asked = wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in extras)
             if version and asked and not wanted.specifier.contains(version, prereleases=True):
                 remedy = f'pip install "{wanted.name}{wanted.specifier}"'
                 if package in _BREAKERS:
                     remedy = f"pip uninstall {package} (nothing here needs it), or install the one for torch {version}"
-                needs = f"{package} {_version(package)} needs {wanted.name}{wanted.specifier}"
+                needs = f"{package} {installed_version(package)} needs {wanted.name}{wanted.specifier}"
                 yield f"{needs}, {version} is installed: {remedy}"
 
 
@@ -144,10 +135,11 @@ def _broken(packages: dict[str, dict[str, Any]]) -> Iterator[str]:
 def _torch_facts() -> dict[str, Any]:
     import torch
 
+    from stillhouse.checking.metering import operations_per_second
     from stillhouse.workshop import choose_device
 
     device, reason = choose_device("auto")
-    speed = {name: _operations_per_second(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    speed = {name: int(operations_per_second(getattr(torch, name), device)) for name in ("float32", "bfloat16")}
     return {
         "device": device,
         "device_reason": reason,
@@ -157,27 +149,6 @@ def _torch_facts() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "operations_per_second": speed,
     }
-
-
-def _operations_per_second(device: str, dtype: Any) -> int:
-    """Speed of matrix products, measured for a moment."""
-    import torch
-
-    size = _SIZE if device == "cpu" else 8 * _SIZE
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-
-    def settle() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    a @ b
-    settle()
-    started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < _SECONDS:
-        a @ b
-        settle()
-        done += 1
-    return int(done * 2 * size**3 / (time.perf_counter() - started))
 
 
 def accelerator_findings(cuda: str | None, *, usable: bool, driver: bool, card: bool) -> tuple[list[str], list[str]]:
@@ -237,7 +208,7 @@ def _memory() -> dict[str, Any]:
 
 def _hub() -> dict[str, Any]:
     """Where models come from; of the token only whether there is one."""
-    if _version("huggingface_hub") is None or _import_error("huggingface_hub"):
+    if installed_version("huggingface_hub") is None or _import_error("huggingface_hub"):
         return {"hub": None}
     from huggingface_hub import constants, get_token
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stillhouse.checking.metering import file_bytes, seconds_of
+from stillhouse.checking.metering import seconds_of
 from stillhouse.checking.rehearsing import Sample, Writing
 from stillhouse.checking.seconds import Split
 from stillhouse.data.rendering import Rendered, Renderer, Role
@@ -21,7 +21,7 @@ from stillhouse.data.tokens import TokenFile, open_tokens, write_tokens
 from stillhouse.models import Sampling, vocabulary_size
 from stillhouse.preflight import Plan
 from stillhouse.recipe import Source
-from stillhouse.records import Example, read_examples, write_examples
+from stillhouse.records import Example, bytes_under, read_examples, write_examples
 from stillhouse.workshop import render_settings
 
 _SAMPLE = 2000
@@ -52,14 +52,14 @@ def look_at(plan: Plan, name: str, source: Source, scratch: Path) -> tuple[Split
         ]
         write_examples(data, sample)
     each = rendering / max(1, len(sample))
-    held = _PLACE_BYTES + file_bytes(folder) / len(sample) if name == "train" else _weigh(data, tokens)
+    held = _PLACE_BYTES + bytes_under(folder) / len(sample) if name == "train" else _weigh(data, tokens)
     split = Split(
         examples=count,
         sample=Sample(sample, rendered),
         read_seconds=reading + storing / len(sample) * count,
         render_seconds=each * count,
         held_bytes=held,
-        file_bytes=(data.stat().st_size + file_bytes(folder)) / len(sample),
+        file_bytes=(data.stat().st_size + bytes_under(folder)) / len(sample),
         writing=f"teacher makes {name}" if writing else None,
         written=writing.length * count if writing else 0,
     )

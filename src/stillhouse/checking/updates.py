@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Sequence
 
 import torch
 
 from stillhouse import world
-from stillhouse.checking.metering import LiveBytes, Trial, Trials, file_bytes, seconds_of, tensor_bytes
+from stillhouse.checking.metering import LiveBytes, Trial, Trials, seconds_of, tensor_bytes
 from stillhouse.computing import choose_compute
 from stillhouse.objectives.base import Objective
 from stillhouse.recipe import TrainSection
+from stillhouse.records import bytes_under
 from stillhouse.runs import StageRecord
 from stillhouse.teachers.base import TeacherSession
 from stillhouse.training.checkpoint import save_checkpoint
@@ -60,7 +60,7 @@ def rehearse_updates(
     alone = _optimizer_seconds(state)
     weights = list(student.lm.model.parameters())
     trainable = tensor_bytes(p for p in weights if p.requires_grad)
-    in_batches = max(0.0, statistics.median(times) - alone) * shrink * batches_each
+    in_batches = max(0.0, min(times) - alone) * shrink * batches_each
     saved = shop.path / "checkpoints" / role
     saving = seconds_of(lambda: save_checkpoint(saved, state))
     return {
@@ -68,7 +68,7 @@ def rehearse_updates(
         f"{role} state": Trial(0, tensor_bytes(weights) + tensor_bytes(_moments(state))),
         f"{role} trainable": Trial(0, trainable),
         f"{role} compute": Trial(choosing * shrink, 0),
-        f"{role} checkpoint": Trial(saving, file_bytes(saved)),
+        f"{role} checkpoint": Trial(saving, bytes_under(saved)),
     }
 
 
