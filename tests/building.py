@@ -1,4 +1,5 @@
-"""Builders that fixtures and test modules share: a real tokenizer trained in a blink, and a tiny model's settings."""
+"""Builders that fixtures and test modules share: a real tokenizer trained in a blink, a tiny model's settings, and a
+progress that stops a run."""
 
 from __future__ import annotations
 
@@ -89,3 +90,25 @@ def write_task(folder: Path, name: str, config: dict[str, Any], rows: Sequence[d
     tasks.mkdir(exist_ok=True)
     (tasks / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **data, **config}), encoding="utf-8")
     return str(tasks)
+
+
+class StoppedHereError(Exception):
+    """What a test stops a run by."""
+
+
+class StopAtTwo:
+    """A run's progress that stops it once, as the student's second update ends, before it is kept in a checkpoint.
+
+    Attributes:
+        seen: the student's updates in the order they came, those of the run that was stopped and of the next.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        """As `stages` reports."""
+        if stage == "train student":
+            self.seen.append(done)
+            if self.seen == [1, 2]:
+                raise StoppedHereError

@@ -60,6 +60,18 @@ def test_two_processes_make_the_run_of_one(recipe: Path, tmp_path: Path, shard: 
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 1, 2, 3]  # written by one process
 
 
+def test_adapters_of_a_sharded_student_are_saved_whole(recipe: Path, tmp_path: Path) -> None:
+    settings = ["train.shard=always", "train.activation_checkpointing=true", "evaluate=[likelihood]", "control=false"]
+    settings.append("student.lora={r: 4, target_modules: [q_proj, lm_head]}")
+    for together, name in enumerate(("one", "two")):
+        done = stillhouse("run", str(recipe), *settings, "--out", str(tmp_path / name), together=bool(together))
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, sharded = (load_file(str(tmp_path / name / "student" / "model.safetensors")) for name in ("one", "two"))
+    assert alone.keys() == sharded.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=0, atol=1e-4)
+
+
 def test_processes_that_do_not_divide_an_update_are_refused(recipe: Path, tmp_path: Path) -> None:
     done = stillhouse("run", str(recipe), "train.accumulate=3", "--out", str(tmp_path / "out"), together=True)
     assert done.returncode != 0

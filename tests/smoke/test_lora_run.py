@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from building import StopAtTwo, StoppedHereError
 from transformers import AutoModelForCausalLM
 
 from stillhouse import adapters, stages
@@ -92,22 +93,13 @@ def test_a_folder_that_was_not_trained_is_not_evaluated(home: Path, tmp_path: Pa
 
 
 def test_a_stopped_run_continues_and_ends_with_the_same_adapters(home: Path, alone: Path, tmp_path: Path) -> None:
-    seen: list[int] = []
-
-    class StoppedHereError(Exception):
-        pass
-
-    def stop_at_two(stage: str, done: int, total: int, note: str) -> None:
-        if stage == "train student":
-            seen.append(done)
-            if seen == [1, 2]:
-                raise StoppedHereError
+    stop_at_two = StopAtTwo()
 
     recipe = recipe_of(home, "student.lora.merge=false")
     with pytest.raises(StoppedHereError):
         stages.train_only(recipe, tmp_path / "run", stop_at_two)
     stages.train_only(recipe, tmp_path / "run", stop_at_two)
-    assert seen == [1, 2, 2, 3]
+    assert stop_at_two.seen == [1, 2, 2, 3]
     ours, theirs = (run / "student" / "adapter_model.safetensors" for run in (tmp_path / "run", alone))
     assert ours.read_bytes() == theirs.read_bytes()
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from building import StopAtTwo, StoppedHereError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from stillhouse import stages
@@ -137,21 +138,12 @@ def test_a_stopped_run_continues_and_ends_with_the_same_weights(
 ) -> None:
     """Stopped after the second update: the next command takes the last one alone, and nothing differs."""
     recipe = load_recipe(str(recipe_file))
-    seen: list[int] = []
-
-    class StoppedHereError(Exception):
-        pass
-
-    def stop_at_two(stage: str, done: int, total: int, note: str) -> None:
-        if stage == "train student":
-            seen.append(done)
-            if done == 2 and seen.count(2) == 1 and len(seen) == 2:
-                raise StoppedHereError
+    stop_at_two = StopAtTwo()
 
     with pytest.raises(StoppedHereError):
         stages.run(recipe, tmp_path / "run", stop_at_two)
     stages.run(recipe, tmp_path / "run", stop_at_two)
-    assert seen == [1, 2, 2, 3]  # the first update was kept in a checkpoint, the second was not yet
+    assert stop_at_two.seen == [1, 2, 2, 3]  # the first update was kept in a checkpoint, the second was not yet
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student").state_dict()
     theirs = AutoModelForCausalLM.from_pretrained(finished / "student").state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
