@@ -172,16 +172,12 @@ def _origin(model: PreTrainedModel) -> str | None:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def merged_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an ordinary model that computes what the adapted one does, by that model's names.
-
-    Args:
-        model: for its structure alone.
-        state: its `state_dict()`, gathered where the model is sharded; not changed.
-    """
+def merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights of an ordinary model that computes what the adapted one does, by that model's names."""
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
+    state = model.state_dict()
     merged = dict(state)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer | ModulesToSaveWrapper):
@@ -214,28 +210,17 @@ def unties(model: PreTrainedModel) -> bool:
     return bool(model.config.tie_word_embeddings) and adapted
 
 
-def save_merged(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write an ordinary model folder with the adapters in its weights; the model itself stays adapted.
-
-    Args:
-        model: with adapters.
-        folder: where to.
-        state: its weights, gathered where it is sharded; none takes its own.
-    """
-    model.save_pretrained(folder, state_dict=merged_state(model, model.state_dict() if state is None else state))
+def save_merged(model: PreTrainedModel, folder: Path) -> None:
+    """Write an ordinary model folder with the adapters in its weights; the model itself stays adapted."""
+    model.save_pretrained(folder, state_dict=merged_state(model))
     if unties(model):
         config = copy.deepcopy(model.config)
         config.tie_word_embeddings = False
         config.save_pretrained(folder)
 
 
-def save_adapter(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapters alone, as peft's folder: `adapter_config.json` and `adapter_model.safetensors`.
-
-    Args:
-        model: with adapters.
-        folder: where to.
-        state: its weights, gathered where it is sharded; none takes its own.
 
     Raises:
         ModelError: the model under the adapters lies in no folder and has no hub name.
@@ -251,8 +236,7 @@ def save_adapter(model: PreTrainedModel, folder: Path, state: Mapping[str, Tenso
     settings.inference_mode = True
     if isinstance(settings.target_modules, set):  # of strings, whose order changes from process to process
         settings.target_modules = sorted(settings.target_modules)
-    given = None if state is None else dict(state)
-    own = get_peft_model_state_dict(model, given, save_embedding_layers=False)
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
     weights = {f"base_model.model.{name}": tensor.detach().contiguous() for name, tensor in own.items()}
     save_file(weights, str(folder / WEIGHTS), metadata={"format": "pt"})
     settings.save_pretrained(str(folder))

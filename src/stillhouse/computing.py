@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from stillhouse import world
+from stillhouse.adapters import skeleton
 from stillhouse.runs import StageRecord
-from stillhouse.student import Student
 from stillhouse.training.chunking import choose_chunk, choose_compiled
 from stillhouse.training.loop import Compute
 from stillhouse.training.parallel import BYTES_PER_WEIGHT
@@ -26,8 +26,8 @@ def choose_compute(shop: Workshop, record: StageRecord) -> Compute:
     with shop.folder.stage("compute", inputs) as (kept, done):
         if not done:
             kept.out = world.agree(_choose(shop))
-    for name in ("accumulate", "dtype"):
-        record.choose(*kept.out[name])
+    record.choose("accumulate", *kept.out["accumulate"])
+    record.choose("precision", *kept.out["precision"])
     kind = shop.device.partition(":")[0]
     chosen = choose_chunk(len(shop.plan.student_tokenizer), kind)
     chunk = (train.chunk, "asked for by the recipe") if train.chunk else chosen
@@ -37,11 +37,12 @@ def choose_compute(shop: Workshop, record: StageRecord) -> Compute:
     shard, why = _choose_shard(shop)
     if world.size() > 1:
         record.choose("processes", f"{world.size()}, weights {'sharded' if shard else 'in each'}", why)
-    dtype = None if kept.out["dtype"][1] == "float32" else torch.bfloat16
-    return Compute(accumulate=kept.out["accumulate"][1], chunk=chunk[0], dtype=dtype, shard=shard)
+    dtype = None if kept.out["precision"][0] == "float32" else torch.bfloat16
+    return Compute(accumulate=kept.out["accumulate"][0], chunk=chunk[0], dtype=dtype, shard=shard)
 
 
-def _choose(shop: Workshop) -> dict[str, Any]:
+def _choose(shop: Workshop) -> dict[str, tuple[Any, str]]:
+    """What is chosen, and why."""
     wanted = shop.recipe.train.accumulate
     reason = "asked for by the recipe" if wanted else f"one micro-batch in each of {world.size()} processes"
     accumulate = wanted or world.size()
@@ -52,7 +53,7 @@ def _choose(shop: Workshop) -> dict[str, Any]:
         batch = next(shop.batches(shop.rendered("train", StageRecord("", "")), accumulate))
         dtype, why = choose_precision(shop.recipe.train.precision, shop.trainee(StageRecord("", "")), batch)
     name = str(dtype or torch.float32).removeprefix("torch.")
-    return {"accumulate": ("accumulate", accumulate, reason), "dtype": ("precision", name, why)}
+    return {"accumulate": (accumulate, reason), "precision": (name, why)}
 
 
 def _choose_shard(shop: Workshop) -> tuple[bool, str]:
@@ -60,8 +61,9 @@ def _choose_shard(shop: Workshop) -> tuple[bool, str]:
     wanted = shop.recipe.train.shard
     if wanted != "auto" or world.size() == 1 or not shop.device.startswith("cuda"):
         return wanted == "always", "asked for by the recipe" if wanted != "auto" else "there is one main memory"
-    student: Student = shop.new_student()
-    needed = student.lm.parameters() * BYTES_PER_WEIGHT
+    # Counted without memory behind it: what may not fit must not be built to find out.
+    empty = skeleton(shop.plan.student_config, trust_remote_code=shop.recipe.student.trust_remote_code)
+    needed = sum(p.numel() for p in empty.parameters()) * BYTES_PER_WEIGHT
     room = torch.cuda.get_device_properties(shop.device).total_memory
     told = f"weights, gradients and moments take {needed / 2**30:.1f} GiB of {room / 2**30:.1f} on each accelerator"
     return needed > room / 2, told

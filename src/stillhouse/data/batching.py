@@ -200,7 +200,7 @@ class Batches:
 
     def __next__(self) -> TokenBatch:
         mine, processes = self.turn
-        (chosen,) = [rows for number, rows in enumerate(self._advance() for _ in range(processes)) if number == mine]
+        chosen = [self._advance() for _ in range(processes)][mine]
         rows = [[row] if isinstance(row, int) else row for row in chosen]
         return TokenBatch.packed([[self.rendered[i] for i in row] for row in rows])
 
@@ -281,9 +281,14 @@ def fill(order: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[i
     return batches
 
 
-def in_order(rendered: Sequence[Rendered], tokens_per_batch: int = 16384) -> Iterator[TokenBatch]:
-    """One pass over all examples, shortest first, for evaluation; callers find examples by the batch's `ids`."""
+def pass_in_order(rendered: Sequence[Rendered], tokens_per_batch: int = 16384) -> list[list[int]]:
+    """The examples of each batch of one pass over all, shortest first."""
     sizes = lengths(rendered).tolist()
     order = sorted(range(len(rendered)), key=sizes.__getitem__)
-    for chosen in fill(order, sizes, max(tokens_per_batch, max(sizes, default=0))):
+    return fill(order, sizes, max(tokens_per_batch, max(sizes, default=0)))
+
+
+def in_order(rendered: Sequence[Rendered], tokens_per_batch: int = 16384) -> Iterator[TokenBatch]:
+    """One pass over all examples, shortest first, for evaluation; callers find examples by the batch's `ids`."""
+    for chosen in pass_in_order(rendered, tokens_per_batch):
         yield TokenBatch.of([rendered[i] for i in chosen])

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stillhouse import world
-from stillhouse.data.batching import TokenBatch, in_order
+from stillhouse.data.batching import TokenBatch, pass_in_order
 from stillhouse.data.rendering import Rendered, Renderer
 from stillhouse.errors import DataError
 from stillhouse.evaluation.base import Heldout
@@ -105,7 +105,7 @@ def chunks(
     with ExitStack() as stack:
         for lm in asked:
             stack.enter_context(lm.inference())
-        for number, batch, counts in _own(list(in_order(rendered))):
+        for number, batch, counts in _own(rendered):
             on_device = batch.to(model.device)
             example_M = torch.tensor([place[name] for name in batch.ids])[batch.examples_BT().flatten()]
             hidden = [_hidden_MD(lm, batch) for lm in asked]
@@ -114,9 +114,11 @@ def chunks(
                 yield number, Chunk(example_M[rows_N.cpu()], on_device.select(rows_N).targets_N, logits[0], logits[-1])
 
 
-def _own(batches: Sequence[TokenBatch]) -> Iterator[tuple[int, TokenBatch, bool]]:
-    for number, counts in world.turns(len(batches)):
-        yield number, batches[number], counts
+def _own(rendered: Sequence[Rendered]) -> Iterator[tuple[int, TokenBatch, bool]]:
+    """This process's batches: their numbers, and whether they count."""
+    plan = pass_in_order(rendered)
+    for number, counts in world.turns(len(plan)):
+        yield number, TokenBatch.of([rendered[i] for i in plan[number]]), counts
 
 
 def _hidden_MD(lm: CausalLM, batch: TokenBatch) -> Tensor:

@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
             assert matrix.grad is not None
             buffer = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
             buffer.lerp_(matrix.grad, 1 - group["momentum"])
-            update = whole(matrix.grad.lerp(buffer, group["momentum"]))
+            update = unsharded(matrix.grad.lerp(buffer, group["momentum"]))
             wide = update if update.shape[0] <= update.shape[1] else update.mT
             shapes[tuple(wide.shape)].append((matrix, wide))
         for (rows, columns), pairs in shapes.items():  # alike shapes together: one batched product each
@@ -88,7 +88,7 @@ class Muon(torch.optim.Optimizer):
             other.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - beta1**steps))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     """A sharded tensor as the plain one it stands for; a plain one as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

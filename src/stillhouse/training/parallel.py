@@ -23,7 +23,7 @@ from stillhouse.objectives.base import Objective
 from stillhouse.signals.kinds import Signal
 from stillhouse.student import Student
 from stillhouse.training.chunking import BatchLoss, batch_loss
-from stillhouse.training.muon import whole
+from stillhouse.training.muon import unsharded
 
 BYTES_PER_WEIGHT = 16
 """Of training in float32: the weight, its gradient, and AdamW's two moments."""
@@ -88,7 +88,7 @@ class Parallel:
     def clip(self, largest: float) -> float:
         """Scale the gradient to at most this norm; its norm before, over all processes."""
         trained = [p for p in self.student.lm.model.parameters() if p.grad is not None]
-        return float(whole(torch.nn.utils.clip_grad_norm_(trained, largest)))
+        return float(unsharded(torch.nn.utils.clip_grad_norm_(trained, largest)))
 
     @contextmanager
     def readable(self) -> Generator[CausalLM, None, None]:
