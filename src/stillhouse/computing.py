@@ -11,12 +11,15 @@ import torch
 
 from stillhouse import world
 from stillhouse.adapters import skeleton
+from stillhouse.data.batching import TokenBatch
 from stillhouse.runs import StageRecord
 from stillhouse.training.chunking import choose_chunk, choose_compiled
 from stillhouse.training.loop import Compute
 from stillhouse.training.parallel import BYTES_PER_WEIGHT
 from stillhouse.training.precision import choose_precision
 from stillhouse.workshop import Workshop
+
+_TRIAL_TOKENS = 1024
 
 
 def choose_compute(shop: Workshop, record: StageRecord) -> Compute:
@@ -50,10 +53,18 @@ def _choose(shop: Workshop) -> dict[str, tuple[Any, str]]:
         dtype = torch.bfloat16 if shop.device.startswith("cuda") else None
         why = "not measured, because the student is sharded: bfloat16 on accelerators, float32 elsewhere"
     else:
-        batch = next(shop.batches(shop.rendered("train", StageRecord("", "")), accumulate))
+        batch = _trial_batch(shop, accumulate)
         dtype, why = choose_precision(shop.recipe.train.precision, shop.trainee(StageRecord("", "")), batch)
     name = str(dtype or torch.float32).removeprefix("torch.")
     return {"accumulate": (accumulate, reason), "precision": (name, why)}
+
+
+def _trial_batch(shop: Workshop, accumulate: int) -> TokenBatch:
+    """A batch of the run's own, no larger than it takes to tell which precision is faster: trying costs time and memory
+    too."""
+    rendered = shop.rendered("train", StageRecord("", ""))
+    enough = max(_TRIAL_TOKENS, int(rendered.lengths.max()))
+    return next(shop.batches(rendered, max(accumulate, shop.recipe.train.tokens_per_step // enough)))
 
 
 def _choose_shard(shop: Workshop) -> tuple[bool, str]:

@@ -18,7 +18,7 @@ _LOOSE = 2.4
 """Resident bytes for each byte of small tensors: the C library's heap keeps what they leave behind, in pieces. Measured
 on batches of many lengths; with every tensor in pages of its own it was 1.0."""
 _PAGES = 2**25
-"""Beyond this size the C library gives a tensor pages of its own and returns them at once."""
+"""From this size on the C library gives a tensor pages of its own and returns them at once (glibc)."""
 _LOG_ROW = 212
 _EVALUATION_ROW = 250
 """Bytes in metrics.jsonl of an update, and in evaluation/ of a model's held-out example."""
@@ -71,7 +71,7 @@ def _evaluation(work: Work, player: str, loose: float, *, asked: bool) -> float:
             rows = _rows(work, sample.trained())
             row = max(0.0, work.bytes(f"{player} evaluator {place}") - kept * _largest(sample)) / max(1, rows)
             full = _rows(work, tokens * sample.trained() / max(1, sample.tokens()))
-            whole = full * 4 * vocabulary_size(work.plan.student_tokenizer) > _PAGES
+            whole = full * 4 * vocabulary_size(work.plan.student_tokenizer) >= _PAGES
             chunks = full * row * (1.0 if whole else loose) + tokens * kept
             peak = max(peak, chunks, _loosely(work, player, tokens, reading, loose))
     return peak

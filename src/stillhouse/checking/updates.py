@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,8 @@ from stillhouse.workshop import Workshop
 
 _UPDATES = 8
 _SECONDS = 1.0
-"""So many updates are timed after two that warm up, or as many as take so long."""
+"""So many updates are timed after two that warm up, or as many as take so long. Their batches differ in size, so the
+one in the middle counts, not the quickest."""
 
 
 def cut_update(settings: TrainSection) -> tuple[int, int]:
@@ -60,7 +62,7 @@ def rehearse_updates(
     alone = _optimizer_seconds(state)
     weights = list(student.lm.model.parameters())
     trainable = tensor_bytes(p for p in weights if p.requires_grad)
-    in_batches = max(0.0, min(times) - alone) * shrink * batches_each
+    in_batches = max(0.0, statistics.median(times) - alone) * shrink * batches_each
     saved = shop.path / "checkpoints" / role
     saving = seconds_of(lambda: save_checkpoint(saved, state))
     return {
