@@ -6,14 +6,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stillhouse import __version__, registry, world
 from stillhouse.errors import RecipeError, StillhouseError, did_you_mean
-from stillhouse.recipe import builtin_recipes
-from stillhouse.recipe_file import find_recipe, load_recipe
+from stillhouse.recipe import Recipe, builtin_recipes
+from stillhouse.recipe_file import find_recipe, load, load_recipe
+
+if TYPE_CHECKING:
+    from stillhouse.studies.base import Study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,11 +46,25 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, as
     from stillhouse import stages
     from stillhouse.terminal import Bars
 
-    loaded = load_recipe(recipe, overrides or [], build=True)
+    loaded = load(recipe, overrides or [], build=True)
     folder = out or Path("runs") / loaded.name
+    if not isinstance(loaded, Recipe):
+        _conduct(loaded, folder, as_json)
+        return
     with Bars() as progress:
         outcome = stages.run(loaded, folder, progress)
     _print_outcome(outcome.folder, outcome.skipped, as_json)
+
+
+def _conduct(study: Study, folder: Path, as_json: bool) -> None:
+    from stillhouse.studies.base import conduct
+    from stillhouse.terminal import Bars
+
+    with Bars() as progress:
+        found = conduct(study, folder, progress)
+    told = study.show(found)
+    places = f"Numbers: {folder / study.result}\nReport: {folder / 'report.html'}"
+    _emit(found, as_json, f"{told.claim}. {told.evidence}\n{places}")
 
 
 @app.command()
@@ -155,11 +172,13 @@ def check(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson =
 def list_(
     family: Annotated[
         str | None,
-        typer.Argument(metavar="[FAMILY]", help="teacher, objective, synthesizer, evaluator, tracker or recipe."),
+        typer.Argument(
+            metavar="[FAMILY]", help="teacher, objective, synthesizer, evaluator, tracker, study or recipe."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which teachers, objectives, synthesizers, evaluators, trackers and recipes there are.
+    """Which teachers, objectives, synthesizers, evaluators, trackers, studies and recipes there are.
 
     Example: stillhouse list objective
     """
@@ -201,7 +220,7 @@ def show(
     elif Path(name).is_dir():
         facts, text = run_facts(Path(name))
     elif Path(name).exists() or name in builtin_recipes():
-        facts = load_recipe(name, overrides or []).resolved()
+        facts = load(name, overrides or []).resolved()
         text = yaml_text(facts)
     else:
         known = [*(n for kind in registry.FAMILIES for n in registry.names(kind)), *builtin_recipes()]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from stillhouse import registry
 from stillhouse.errors import RecipeError, SettingError, did_you_mean
-from stillhouse.recipe import Recipe, builtin_recipes
+from stillhouse.recipe import Recipe, Section, builtin_recipes
+
+if TYPE_CHECKING:
+    from stillhouse.studies.base import Study
 
 KeyPath = tuple[str | int, ...]
 
@@ -29,15 +33,30 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, build: bool = False
     >>> load_recipe("quickstart", ["train.steps=5"]).train.steps
     5
     """
+    loaded = load(name, overrides, build=build)
+    if not isinstance(loaded, Recipe):
+        raise RecipeError(f"{name} is a study, which trains no student. Use `stillhouse run` or `show`.")
+    return loaded
+
+
+def load(name: str, overrides: Sequence[str] = (), *, build: bool = False) -> Recipe | Study:
+    """As `load_recipe`, and where the file says `study: NAME` that study, which is its own kind of recipe.
+
+    Raises:
+        RecipeError: as `load_recipe`; or no such study.
+    """
     path = find_recipe(name)
     raw, lines = _read_yaml(path)
     for override in overrides:
         apply_override(raw, override)
     raw.setdefault("name", path.stem)
+    kind: type[Any] = registry.component("study", str(raw["study"])) if "study" in raw else Recipe
     try:
-        recipe = Recipe.model_validate(raw)
+        recipe = kind.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(_explain(error, path, lines, overrides)) from error
+        raise RecipeError(_explain(error, kind, path, lines, overrides)) from error
+    if not isinstance(recipe, Recipe):
+        return recipe
     for place, family, component in recipe.components() if build else ():
         try:
             component.build(family)
@@ -148,13 +167,15 @@ def _index(items: list[Any], part: str, override: str) -> int:
     )
 
 
-def _explain(error: ValidationError, path: Path, lines: dict[KeyPath, int], overrides: Sequence[str]) -> str:
+def _explain(
+    error: ValidationError, kind: type[Section], path: Path, lines: dict[KeyPath, int], overrides: Sequence[str]
+) -> str:
     problems = []
     for item in error.errors(include_url=False):
         place = tuple(item["loc"])
         dotted = ".".join(str(part) for part in place)
         if item["type"] == "extra_forbidden":
-            known = _known_keys(place[:-1])
+            known = _known_keys(kind, place[:-1])
             message = f"unknown key {place[-1]!r}. {did_you_mean(str(place[-1]), known)}"
         elif item["type"] == "missing":
             message = f"missing key {place[-1]!r}"
@@ -177,15 +198,15 @@ def _where(place: KeyPath, path: Path, lines: dict[KeyPath, int], overrides: Seq
     return str(path)
 
 
-def _known_keys(place: KeyPath) -> list[str]:
+def _known_keys(kind: type[Section], place: KeyPath) -> list[str]:
     """The keys of the section at a place of the recipe, for suggestions."""
-    section: type[BaseModel] = Recipe
+    section: type[BaseModel] = kind
     for part in place:
         field = section.model_fields.get(str(part))
         candidates = [field.annotation, *get_args(field.annotation)] if field else [section]
         for candidate in candidates:
             nested = [candidate, *get_args(candidate)]
-            for kind in nested:
-                if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    section = kind
+            for inner in nested:
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    section = inner
     return list(section.model_fields)

@@ -29,6 +29,7 @@ FAMILIES: Mapping[str, str] = {
     "synthesizer": "stillhouse.synthesis",
     "evaluator": "stillhouse.evaluation",
     "tracker": "stillhouse.tracking",
+    "study": "stillhouse.studies",
 }
 """Family name, in the singular as messages say it, to the package that holds its components."""
 
@@ -80,7 +81,6 @@ def component(family: str, name: str) -> type[Any]:
         for value in vars(module).values()
         if inspect.isclass(value)
         and value.__module__ == module.__name__
-        and dataclasses.is_dataclass(value)
         and not inspect.isabstract(value)
         and getattr(value, "family", None) == family
     ]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -55,6 +55,24 @@ class StageRecord:
         self.choices.append({"name": name, "value": value, "reason": reason})
 
 
+class Runnable(Protocol):
+    """What a run folder is made by: a recipe, or a study."""
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of its draws."""
+        ...
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything it says, with every default written out."""
+        ...
+
+
 class RunFolder:
     """An opened run folder. Use `RunFolder.claim` to write in it; the constructor alone only reads."""
 
@@ -63,7 +81,7 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def claim(cls, path: str | Path, recipe: Recipe) -> Generator[RunFolder, None, None]:
+    def claim(cls, path: str | Path, recipe: Runnable) -> Generator[RunFolder, None, None]:
         """Hold a run folder for one recipe; a second process is refused, and so is another recipe.
 
         Raises:
@@ -74,7 +92,7 @@ class RunFolder:
             world.first(lambda: folder._take(recipe, held))
             yield folder
 
-    def _take(self, recipe: Recipe, held: ExitStack) -> None:
+    def _take(self, recipe: Runnable, held: ExitStack) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = held.enter_context((self.path / ".lock").open("a+"))
         try:
@@ -90,7 +108,7 @@ class RunFolder:
         lock.flush()
         self._adopt(recipe)
 
-    def _adopt(self, recipe: Recipe) -> None:
+    def _adopt(self, recipe: Runnable) -> None:
         place = self.path / "recipe.yaml"
         wanted = recipe.resolved()
         if place.exists():
@@ -120,7 +138,10 @@ class RunFolder:
         place = self.path / "recipe.yaml"
         if not place.exists():
             raise RunError(f"{self.path} is no run folder: it has no recipe.yaml. `stillhouse run RECIPE` makes one.")
-        return Recipe.model_validate(yaml.safe_load(place.read_text(encoding="utf-8")))
+        found = yaml.safe_load(place.read_text(encoding="utf-8"))
+        if "study" in found:
+            raise RunError(f"{self.path} holds a study, which has no models: its answer is in report.html there.")
+        return Recipe.model_validate(found)
 
     @contextmanager
     def stage(self, name: str, inputs: Mapping[str, Any]) -> Generator[tuple[StageRecord, bool], None, None]:
@@ -191,7 +212,7 @@ class RunFolder:
         with whole(place) as partial:
             partial.write_text("".join(kept), encoding="utf-8")
 
-    def finish(self, recipe: Recipe) -> None:
+    def finish(self, recipe: Runnable) -> None:
         """Write the manifest: the last file, whose existence means that the run is whole."""
         records = self.stage_records()
         cost: dict[str, int] = {}

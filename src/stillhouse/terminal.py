@@ -240,8 +240,12 @@ def component_facts(kind: str, name: str) -> tuple[dict[str, Any], str]:
             "default": None if f.default is dataclasses.MISSING else f.default,
             "required": f.default is dataclasses.MISSING,
         }
-        for f in dataclasses.fields(cls)
+        for f in (dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ())
     }
+    for key, field in getattr(cls, "model_fields", {}).items():  # a study is a section of a recipe
+        required = field.is_required()
+        default = None if required else field.get_default(call_default_factory=True)
+        settings[key] = {"type": str(field.annotation), "default": default, "required": required}
     needs = sorted(getattr(cls, "needs", ())) if kind != "teacher" else []
     provides = sorted(cls.provides) if kind == "teacher" else []
     facts = {

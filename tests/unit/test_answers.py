@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.evaluation._answers import first_paragraph, normalized, number
+from stillhouse.answers import first_paragraph, normalized, number
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:

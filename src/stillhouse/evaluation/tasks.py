@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from stillhouse.answers import first_paragraph, normalized, number
 from stillhouse.data.sources import read_source
 from stillhouse.errors import DataError
-from stillhouse.evaluation._answers import first_paragraph, normalized, number
 from stillhouse.evaluation._logits import nats, renderer_for, sum_by_example
 from stillhouse.evaluation._questions import PLACEHOLDER, Question, choices_of, one_of, place_of, questions
 from stillhouse.evaluation.base import Evaluator, Heldout, Result

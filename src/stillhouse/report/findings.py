@@ -1,0 +1,87 @@
+"""A page of findings: one answer, its tables and figures, as HTML and as Markdown; what studies and sweeps show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from stillhouse.records import whole
+from stillhouse.report.charts import Figure
+from stillhouse.report.page import markdown
+from stillhouse.report.svg import printable
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under their columns; the first column names the row, the others are right-aligned.
+
+    Attributes:
+        title: what the table shows.
+        columns: their heads.
+        rows: as many cells as columns, each as it is to be read.
+        note: what a reader must know to read it: what an interval covers, where a figure comes from.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out.
+
+    Attributes:
+        claim: the answer in a sentence, without a full stop.
+        evidence: what it rests on: numbers, intervals, how many.
+        parts: tables and figures in the order in which they are read; figures in a row stand side by side.
+    """
+
+    claim: str
+    evidence: str
+    parts: Sequence[Table | Figure]
+
+
+def write_findings(folder: Path, name: str, found: Findings) -> tuple[Path, Path]:
+    """Write `report.html` and `report.md` into a folder; answers both paths. The recipe is shown where the folder holds
+    one."""
+    recipe = folder / "recipe.yaml"
+    context = {
+        "name": name,
+        "found": found,
+        "blocks": _blocks(found.parts),
+        "recipe": recipe.read_text(encoding="utf-8") if recipe.exists() else "",
+    }
+    loader = PackageLoader("stillhouse.report", "")
+    settings: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    html = Environment(loader=loader, autoescape=True, **settings)
+    text = Environment(
+        loader=loader,
+        autoescape=False,  # it is Markdown: `finalize` escapes every value for it
+        finalize=lambda value: value if isinstance(value, Markup) else markdown(value),
+        **settings,
+    )
+    pages = (folder / "report.html", folder / "report.md")
+    for page, env in zip(pages, (html, text), strict=True):
+        with whole(page) as partial:
+            filled = env.get_template(f"findings{page.suffix}").render(context)
+            partial.write_text(printable(filled), encoding="utf-8")
+    return pages
+
+
+def _blocks(parts: Sequence[Table | Figure]) -> list[tuple[str, list[Table | Figure]]]:
+    """Figures that follow one another together; tables alone."""
+    blocks: list[tuple[str, list[Table | Figure]]] = []
+    for part in parts:
+        kind = "table" if isinstance(part, Table) else "figures"
+        if kind == "figures" and blocks and blocks[-1][0] == kind:
+            blocks[-1][1].append(part)
+        else:
+            blocks.append((kind, [part]))
+    return blocks

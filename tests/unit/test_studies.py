@@ -1,0 +1,51 @@
+"""The base of studies and the page they write, on a study that lives in this file alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from stillhouse.errors import RunError
+from stillhouse.report.findings import Findings, Table
+from stillhouse.runs import RunFolder
+from stillhouse.studies.base import Study, conduct
+from stillhouse.workshop import Progress
+
+
+class Doubling(Study):
+    result: ClassVar[str] = "doubled.json"
+    value: int = 2
+
+    def find(self, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+        with folder.stage("double", {"value": self.value}) as (record, done):
+            if not done:
+                record.out = {"doubled": 2 * self.value}
+        return record.out
+
+    def show(self, found: Mapping[str, Any]) -> Findings:
+        rows = [["<doubled>", str(found["doubled"])]]
+        return Findings("It doubles", "n = 1", [Table("Doubles | of it", ["what", "value"], rows, "a note")])
+
+
+def test_a_study_leaves_numbers_a_page_and_a_manifest(tmp_path: Path) -> None:
+    found = conduct(Doubling(study="doubling", name="mine"), tmp_path / "a")
+    assert found == {"doubled": 4} == json.loads((tmp_path / "a" / "doubled.json").read_text())
+    html, text = ((tmp_path / "a" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "&lt;doubled&gt;" in html
+    assert "<doubled>" not in html
+    assert "It doubles" in html
+    assert "| &lt;doubled&gt; | 4 |" in text
+    assert "### Doubles \\| of it" in text
+    assert json.loads((tmp_path / "a" / "manifest.json").read_text())["name"] == "mine"
+
+
+def test_its_folder_belongs_to_it(tmp_path: Path) -> None:
+    conduct(Doubling(study="doubling"), tmp_path / "a")
+    with pytest.raises(RunError, match="value"):
+        conduct(Doubling(study="doubling", value=3), tmp_path / "a")
+    with pytest.raises(RunError, match="holds a study"):
+        RunFolder(tmp_path / "a").recipe()
