@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -104,6 +104,13 @@ class Sampling:
     def of(cls, settings: Any) -> Sampling:
         """The same-named settings of a component that writes."""
         return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+
+
+class Written(NamedTuple):
+    """What a model wrote after a prompt: token ids without the end token, and whether there was one."""
+
+    ids: list[int]
+    ended: bool
 
 
 @dataclass
@@ -247,18 +254,20 @@ class CausalLM:
                 "would be wrong. Please report the architecture; a LlamaForCausalLM-like one works today."
             )
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
         """Continue each prompt (token ids); returns the new ids without the end token, in the order of the prompts.
 
         Processes share the batches; what is written does not depend on how many they are.
         """
-        mine = list(self._generate_batches(prompts, sampling))
-        return [ids for _, ids in sorted(pair for pairs in world.gather(mine) for pair in pairs)]
+        return [written.ids for written in self.write(prompts, sampling)]
 
-    def _generate_batches(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling
-    ) -> Iterator[tuple[int, list[int]]]:
+    @torch.no_grad()
+    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Written]:
+        """As `generate`, and whether each ended by itself."""
+        mine = list(self._write_batches(prompts, sampling))
+        return [written for _, written in sorted(row for rows in world.gather(mine) for row in rows)]
+
+    def _write_batches(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Written]]:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
         pad = (
             self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
@@ -311,9 +320,10 @@ class CausalLM:
         several = configured if isinstance(configured, list) else [configured]
         return sorted({i for i in [*several, self.tokenizer.eos_token_id] if i is not None})
 
-    def _until_end(self, ids: list[int]) -> list[int]:
+    def _until_end(self, ids: list[int]) -> Written:
         ends = set(self.end_ids())
-        return next((ids[:place] for place, i in enumerate(ids) if i in ends), ids)
+        end = next((place for place, i in enumerate(ids) if i in ends), None)
+        return Written(ids[:end], end is not None)
 
     @contextmanager
     def inference(self) -> Generator[None, None, None]:

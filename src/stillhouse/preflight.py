@@ -33,6 +33,7 @@ class Plan:
         max_length: tokens of the longest example.
         record_temperature: of the teacher's record, where there is one or one is made.
         student_config: the student's architecture, as Hugging Face's configuration object.
+        teacher_tokenizer: None of a teacher that shows nothing but text.
         teacher_config: the teacher's, None where it is not a local architecture.
     """
 
@@ -42,7 +43,7 @@ class Plan:
     evaluators: tuple[Evaluator, ...]
     steps: tuple[Synthesizer, ...]
     student_tokenizer: PreTrainedTokenizerBase
-    teacher_tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase | None
     student_config: Any
     teacher_config: Any
     max_length: int
@@ -89,12 +90,13 @@ def make_plan(recipe: Recipe) -> Plan:
     _require_live(teacher, [*evaluators, *writers])
     _refuse_twins(evaluators)
     teacher_tokenizer = teacher.load_tokenizer()
-    temperature = _match_record(recipe, teacher, objectives, vocabulary_size(teacher_tokenizer))
+    width = vocabulary_size(teacher_tokenizer) if teacher_tokenizer is not None else None
+    temperature = _match_record(recipe, teacher, objectives, width)
     teacher_config = teacher.load_config()
     student_tokenizer, config = _student(recipe, teacher, teacher_tokenizer, teacher_config)
     _check_training(recipe, config)
     token_by_token = [name_of(c) for c in (*objectives, *evaluators) if "distribution" in c.needs]
-    if token_by_token:
+    if token_by_token and teacher_tokenizer is not None:
         _compare_tokenizers(student_tokenizer, teacher_tokenizer, token_by_token)
     context = min(_context(config), _context(teacher_config) if token_by_token else 2**30)
     limit = recipe.data.max_length
@@ -145,13 +147,13 @@ def _require_live(teacher: Teacher, askers: Iterable[Evaluator | Synthesizer]) -
             )
 
 
-def _match_record(recipe: Recipe, teacher: Teacher, objectives: Iterable[Objective], vocabulary: int) -> float:
+def _match_record(recipe: Recipe, teacher: Teacher, objectives: Iterable[Objective], vocabulary: int | None) -> float:
     """The temperature a record of the teacher has, or would be made at.
 
     A truncated distribution cannot be softened afterwards, so every objective that reads it must ask for that one.
     """
     score = recipe.score
-    if score is not None and score.k > vocabulary:
+    if score is not None and vocabulary is not None and score.k > vocabulary:
         raise RecipeError(f"score.k is {score.k}, the vocabulary has {vocabulary} tokens. Set a smaller k.")
     wanted = {name_of(o): float(o.temperature) for o in objectives if isinstance(o, Divergence)}
     kept = teacher.recorded_at
@@ -183,11 +185,11 @@ def _refuse_twins(evaluators: Iterable[Evaluator]) -> None:
 
 
 def _student(
-    recipe: Recipe, teacher: Teacher, teacher_tokenizer: PreTrainedTokenizerBase, teacher_config: Any
+    recipe: Recipe, teacher: Teacher, teacher_tokenizer: PreTrainedTokenizerBase | None, teacher_config: Any
 ) -> tuple[PreTrainedTokenizerBase, Any]:
     chosen = recipe.student
     if chosen.from_teacher is not None:
-        if teacher_config is None:
+        if teacher_config is None or teacher_tokenizer is None:
             raise NeedsError(
                 f"student.from_teacher cuts the student out of the teacher's weights, and {name_of(teacher)} has none "
                 "in this process. Use a teacher with weights, such as hf, or give the student as model or config."
@@ -197,6 +199,11 @@ def _student(
         how = {"revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
         return load_tokenizer(chosen.model, **how), load_config(chosen.model, **how)
     tokenizer = load_tokenizer(chosen.tokenizer) if chosen.tokenizer else teacher_tokenizer
+    if tokenizer is None:
+        raise NeedsError(
+            f"A student from a configuration takes its teacher's tokenizer, and {name_of(teacher)} shows none. Set "
+            "student.tokenizer to a folder or hub name, or teacher.server.tokenizer where you know it."
+        )
     return tokenizer, student_config(chosen.config or {}, tokenizer)
 
 

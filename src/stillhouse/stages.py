@@ -5,7 +5,7 @@ A stage whose inputs have not changed is skipped, and says so; `run` is nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +14,14 @@ import torch
 from stillhouse import world
 from stillhouse.cards import model_card
 from stillhouse.computing import choose_compute
-from stillhouse.errors import DataError, RunError
+from stillhouse.errors import RunError
 from stillhouse.evaluation.base import Evaluator, Heldout, Result
+from stillhouse.making import make_data
 from stillhouse.models import CausalLM
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
 from stillhouse.recipe import Recipe, ScoreSection
-from stillhouse.records import Example, fingerprint_file, fingerprint_path
+from stillhouse.records import fingerprint_file, fingerprint_path
 from stillhouse.registry import name_of
 from stillhouse.report.page import write_report
 from stillhouse.results import ROLES, ModelResult, summarize
@@ -84,8 +85,8 @@ def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequenc
         try:
             if "train" in parts:
                 world.first(lambda: shop.metrics.open(shop.plan.trackers, recipe.resolved(), recipe.name))
-            if "data" in parts:
-                _data(shop, outcome)
+            if "data" in parts and make_data(shop):
+                outcome.skipped.append("data")
             _describe_environment(shop)
             if ("score" in parts or ("train" in parts and shop.plan.recorded)) and write_signals(shop):
                 outcome.skipped.append("score")
@@ -124,56 +125,6 @@ def _describe_environment(shop: Workshop) -> None:
         choices.append({"name": "record", "value": "none", "reason": "no objective reads the teacher's distributions"})
     facts = {**environment(), "device": shop.device, "seed": shop.recipe.seed, "choices": choices}
     shop.folder.write_json("environment.json", facts)
-
-
-def _data(shop: Workshop, outcome: Outcome) -> None:
-    """Read, make and store the examples of every split, so that later stages read files alone."""
-    data = shop.recipe.data
-    sources = data.sources()
-    files = {s.path: fingerprint_path(Path(s.path)) for s in sources.values() if s.path and Path(s.path).exists()}
-    inputs = {
-        "data": data.model_dump(mode="json"),
-        "models": shop.models_in_play,
-        "files": files,
-    }
-    with shop.folder.stage("data", inputs) as (record, done):
-        if done:
-            outcome.skipped.append("data")
-            return
-        for place, (name, source) in enumerate(sources.items()):
-            shop.progress("data", place, len(sources), name)
-            examples = shop.read(source)
-            if name == "train" and shop.plan.steps:
-                examples = list(examples)
-                if not any(e.form == "prompt" and e.completion is None for e in examples):
-                    shop.store("control", examples)
-                for step in shop.plan.steps:
-                    before = len(examples)
-                    examples = step.synthesize(examples, shop.teacher, shop.renderer(tokenizer=shop.teacher.tokenizer))
-                    record.choose(
-                        f"{name_of(step)} kept", f"{len(examples)} of {before}", "empty answers teach nothing"
-                    )
-            count, key = shop.store(name, _require_unique(examples, name))
-            record.out[name] = {"examples": count, "fingerprint": key}
-        shop.progress("data", len(sources), len(sources), "")
-        if "teacher" in vars(shop):
-            record.cost = {
-                "teacher_tokens_read": shop.teacher.tokens_read,
-                "teacher_tokens_written": shop.teacher.tokens_written,
-            }
-
-
-def _require_unique(examples: Iterable[Example], name: str) -> Iterator[Example]:
-    """Pass examples on; there must be some, and no two with one id. Of each a hash alone is kept."""
-    seen: set[int] = set()
-    for example in examples:
-        key = hash(example.id)
-        if key in seen:
-            raise DataError(f"The {name} data holds two examples with the id {example.id!r}; ids must be unique.")
-        seen.add(key)
-        yield example
-    if not seen:
-        raise DataError(f"The {name} data came out empty. Look at its source and at data.steps.")
 
 
 def _train(shop: Workshop, outcome: Outcome, role: str) -> None:

@@ -23,6 +23,7 @@ from stillhouse.data.batching import TokenBatch, TokenSlice
 from stillhouse.evaluation._contract import check_evaluator
 from stillhouse.models import Sampling, vocabulary_size
 from stillhouse.objectives.base import Divergence, Objective
+from stillhouse.records import Example
 from stillhouse.signals.kinds import Dense, Signal, TopK
 from stillhouse.signals.support import align
 from stillhouse.teachers.base import TeacherSession
@@ -290,22 +291,21 @@ def _check_causal(session: TeacherSession, batch: TokenBatch) -> None:
 
 
 def _check_writing(session: TeacherSession, batch: TokenBatch) -> None:
-    prompts = [
-        batch.tokens_BT[row, start : start + max(1, (stop - start) // 2)].tolist() for row, start, stop in batch.spans
-    ]
+    asked = []
+    for name, (row, start, stop) in zip(batch.ids, batch.spans, strict=True):
+        ids = batch.tokens_BT[row, start : start + max(1, (stop - start) // 2)].tolist()
+        asked.append(Example(id=name, prompt=str(session.tokenizer.decode(ids, skip_special_tokens=True))))
     sampling = Sampling(max_new_tokens=5, temperature=0.0)
     before = session.tokens_written
-    first = session.write(prompts, sampling)
-    demand(len(first) == len(prompts), f"{len(prompts)} prompts, {len(first)} answers")
-    demand(
-        all(len(ids) <= 5 for ids in first),
-        f"answers of {[len(ids) for ids in first]} tokens where at most 5 were allowed",
-    )
+    first = session.answer(asked, sampling)
+    demand(len(first) == len(asked), f"{len(asked)} prompts, {len(first)} answers")
+    counts = [answer.tokens for answer in first]
+    demand(max(counts) <= 5, f"answers of {counts} tokens where at most 5 were allowed")
     written = session.tokens_written - before
-    demand(written == sum(map(len, first)), f"write() counted {written} tokens, it returned {sum(map(len, first))}")
-    end = session.tokenizer.eos_token_id
-    demand(not any(end in ids for ids in first), "an answer contains the end token; cut it off")
+    demand(written == sum(counts), f"answer() counted {written} tokens, its answers have {sum(counts)}")
+    end = str(session.tokenizer.eos_token)
+    demand(not any(end in answer.text for answer in first), "an answer contains the end token; cut it off")
     demand(
-        session.write(prompts, sampling) == first, "at temperature 0 the teacher writes something else the second time"
+        session.answer(asked, sampling) == first, "at temperature 0 the teacher writes something else the second time"
     )
-    demand(session.write(prompts[::-1], sampling) == first[::-1], "answers do not come in the order of the prompts")
+    demand(session.answer(asked[::-1], sampling) == first[::-1], "answers do not come in the order of the prompts")

@@ -15,7 +15,6 @@ from stillhouse import world
 from stillhouse.adapters import unties
 from stillhouse.data.batching import Batches, in_order
 from stillhouse.data.rendering import Rendered, Renderer, Role
-from stillhouse.data.sources import iter_source
 from stillhouse.data.tokens import TokenFile, open_tokens
 from stillhouse.errors import RecipeError
 from stillhouse.evaluation.base import Heldout
@@ -25,10 +24,11 @@ from stillhouse.models import CausalLM
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.pruning.cut import choose, cut
 from stillhouse.pruning.importance import measure
-from stillhouse.recipe import CutSection, Recipe, Source
+from stillhouse.recipe import CutSection, Recipe
 from stillhouse.records import Example, fingerprint_file, read_examples, whole, write_examples
 from stillhouse.runs import RunFolder, StageRecord
 from stillhouse.student import Student
+from stillhouse.synthesis.base import Workbench
 from stillhouse.teachers.base import TeacherSession
 from stillhouse.teachers.stored import StoredTeacher
 
@@ -167,16 +167,13 @@ class Workshop:
             record.choose("layers of the teacher", ", ".join(map(str, kept.layers)), reason)
         return cut(teacher, settings, kept, importance)
 
-    def renderer(self, *, tokenizer: Any = None) -> Renderer:
-        """A renderer as the recipe asks for, by default with the student's tokenizer."""
-        return Renderer(tokenizer or self.plan.student_tokenizer, self.plan.max_length, **render_settings(self.recipe))
+    def renderer(self) -> Renderer:
+        """A renderer as the recipe asks for."""
+        return Renderer(self.plan.student_tokenizer, self.plan.max_length, **render_settings(self.recipe))
 
-    def read(self, source: Source) -> Iterable[Example]:
-        """Examples of a source, one at a time; one that the teacher writes is written now."""
-        if source.synthesizer is None:
-            return iter_source(source)
-        renderer = self.renderer(tokenizer=self.teacher.tokenizer)
-        return source.synthesizer.build("synthesizer").synthesize([], self.teacher, renderer)
+    def bench(self, heldout: Sequence[str]) -> Workbench:
+        """What synthesizers work with, the data files of the run that they may not repeat named."""
+        return Workbench(self.teacher, [e for name in heldout for e in self.examples(name)])
 
     def store(self, name: str, examples: Iterable[Example]) -> tuple[int, str]:
         """Write a data file of the run, in the first process alone; how many examples it holds, and its fingerprint."""

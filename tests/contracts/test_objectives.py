@@ -195,8 +195,8 @@ class _Trainable(HFSession):
 
 
 class _Scrambled(HFSession):
-    def write(self, prompts: Any, sampling: Any) -> Any:
-        return sorted(super().write(prompts, sampling))
+    def answer(self, asked: Any, sampling: Any) -> Any:
+        return sorted(super().answer(asked, sampling), key=lambda answer: answer.text)
 
 
 @pytest.mark.parametrize(

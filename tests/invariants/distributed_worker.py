@@ -89,7 +89,7 @@ def job_evaluate(folder: Path, settings: dict[str, str]) -> None:
     sums = torch.from_numpy(sum_by_example(session.lm, rendered(), nats))
     prompts = [r.tokens[: 2 + i % 3] for i, r in enumerate(rendered())]
     sampling = Sampling(max_new_tokens=9, temperature=float(settings.get("temperature", "1.0")), batch_size=4)
-    written = session.write(prompts, sampling)
+    written = session.lm.generate(prompts, sampling)
     padded = torch.tensor([ids + [-1] * (9 - len(ids)) for ids in written])
     keep(folder, {"sums": sums, "written": padded}, [])
 

@@ -175,4 +175,4 @@ def test_the_record_keeps_the_contract_of_teachers(home: Path) -> None:
     batch = TokenBatch.of(Renderer(session.tokenizer, 512).render(examples))
     check_teacher(session, batch, StoredTeacher.provides, live=False)
     with pytest.raises(NeedsError, match="writes none"):
-        session.write([[1]], None)  # ty: ignore[invalid-argument-type]
+        session.answer([], None)  # ty: ignore[invalid-argument-type]

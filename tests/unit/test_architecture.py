@@ -46,6 +46,7 @@ LAYERS: list[set[str]] = [
         "comparing",
         "computing",
         "doctor",
+        "making",
         "metrics",
         "preflight",
         "samples",

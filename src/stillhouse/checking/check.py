@@ -55,7 +55,9 @@ def check(recipe: Recipe) -> dict[str, Any]:
         plan = shop.plan
         looks = {name: look_at(plan, name, source, Path(scratch)) for name, source in recipe.data.sources().items()}
         splits = {name: look[0] for name, look in looks.items()}
-        writings = {f"teacher makes {name}": w for name, (_, _, w) in looks.items() if w is not None}
+        askings = [asking for _, _, askings in looks.values() for asking in askings]
+        here = plan.teacher_config is not None
+        writings = {asking.name: asking.writing() for asking in askings if here}
         chosen = recipe.student
         sizes = {"student": measure_size(plan.student_config, chosen.lora, **_trust(chosen))}
         if plan.teacher_config is not None:
@@ -164,7 +166,7 @@ def _skeletons(plan: Plan, above: int, under: int, dtype: torch.dtype, device: s
         device=device,
         **_trust(plan.recipe.student),
     )
-    if plan.teacher_config is None:
+    if plan.teacher_config is None or plan.teacher_tokenizer is None:
         return student, None
     return student, build_skeleton(
         plan.teacher_config, plan.teacher_tokenizer, layers=under, dtype=dtype, device=device, **_trust(plan.teacher)

@@ -70,6 +70,34 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """What a teacher is asked in order to make data.
+
+    Attributes:
+        name: of the work, such as `teacher makes train 0`.
+        count: prompts in all.
+        prompts: a batch of them, as token ids.
+        sampling: how they are answered.
+        prompt_tokens: of a prompt, on average.
+    """
+
+    name: str
+    count: int
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    prompt_tokens: float
+
+    @property
+    def written(self) -> int:
+        """Tokens of all answers at their longest."""
+        return self.count * self.sampling.max_new_tokens
+
+    def writing(self) -> Writing:
+        """As work of a teacher in this process."""
+        return Writing("teacher", self.prompts, self.sampling, self.sampling.max_new_tokens)
+
+
+@dataclass(frozen=True)
 class Writing:
     """Text that a model writes in a run.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from stillhouse import world
 from stillhouse.checking.metering import Trials
-from stillhouse.checking.rehearsing import Sample, Writing, shortened, writes
+from stillhouse.checking.rehearsing import Asking, Sample, Writing, shortened, writes
 from stillhouse.checking.skeletons import Size
 from stillhouse.evaluation.base import Evaluator
 from stillhouse.preflight import Plan
@@ -27,8 +27,7 @@ class Split:
         render_seconds: of turning all of it into tokens on disk.
         held_bytes: what an example takes in memory while the run trains and evaluates.
         file_bytes: what an example and its tokens take on disk.
-        writing: by which name of `Work.writings` the teacher writes it; None where it does not.
-        written: at most how many tokens that are.
+        askings: what the teacher is asked for it.
     """
 
     examples: int
@@ -37,8 +36,12 @@ class Split:
     render_seconds: float
     held_bytes: float
     file_bytes: float
-    writing: str | None = None
-    written: int = 0
+    askings: tuple[Asking, ...] = ()
+
+    @property
+    def written(self) -> int:
+        """At most how many tokens the teacher writes for it."""
+        return sum(asking.written for asking in self.askings)
 
     @property
     def tokens(self) -> float:
@@ -105,7 +108,9 @@ def stage_seconds(work: Work) -> dict[str, float]:
     """Every stage of the run, in its order."""
     plan, data = work.plan, work.splits
     stages = {"start": work.start, "data": sum(s.read_seconds for s in data.values())}
-    stages["data"] += sum(written_seconds(work, s.writing, s.examples) for s in data.values() if s.writing)
+    stages["data"] += sum(
+        written_seconds(work, a.name, a.count) for s in data.values() for a in s.askings if a.name in work.writings
+    )
     rendering = sum(s.render_seconds for s in data.values())
     if plan.recorded:
         stages["score"] = _score(work) / work.processes

@@ -31,7 +31,7 @@ def stage_bytes(work: Work, *, on_cpu: bool) -> dict[str, float]:
     base, loose = (work.resident + _WARM + data, _LOOSE) if on_cpu else (0.0, 1.0)
     teacher = work.bytes("teacher weights")
     stages = {"data": base}
-    if written := [s.writing for s in work.splits.values() if s.writing]:
+    if written := [a.name for s in work.splits.values() for a in s.askings if a.name in work.writings]:
         stages["data"] += teacher + max(_writing(work, name) for name in written) * loose
     if plan.recorded:
         tokens = _largest(work.splits["train"].sample, TOKENS_AT_ONCE)
@@ -120,6 +120,6 @@ def disk_bytes(work: Work) -> dict[str, float]:
         "report and tokenizers": 2**18 + (2 * roles + 1) * len(work.plan.student_tokenizer.backend_tokenizer.to_str()),
     }
     if work.plan.recorded and work.plan.recipe.score is not None:
-        vocabulary = vocabulary_size(work.plan.teacher_tokenizer)
+        vocabulary = vocabulary_size(work.plan.student_tokenizer)  # which is the teacher's
         found["signals"] = work.splits["train"].trained * bytes_per_token(vocabulary, work.plan.recipe.score.k)
     return found

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from stillhouse.data.rendering import Renderer
 from stillhouse.errors import DataError
 from stillhouse.models import Sampling
 from stillhouse.records import Example
-from stillhouse.synthesis.base import Synthesizer
-from stillhouse.teachers.base import TeacherSession
+from stillhouse.synthesis.base import Request, Synthesizer, Workbench
+from stillhouse.teachers.base import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,49 +45,43 @@ class TeacherText(Synthesizer):
         if self.count is not None and self.count < 1:
             raise ValueError(f"count is {self.count}; it must be at least 1")
 
-    def tokens_written(self, prompts: int) -> int:
-        """One answer per prompt, or `count` texts, each at its longest."""
-        return (prompts or self.count or 0) * self.max_new_tokens
+    def request(self, examples: Sequence[Example], count: int) -> Request:
+        """One answer a prompt, or `count` texts."""
+        if not examples:
+            return Request([self._start(0)], self._count(), self._count(), Sampling.of(self))
+        return Request(examples, count, count, Sampling.of(self))
 
-    def synthesize(self, examples: Sequence[Example], teacher: TeacherSession, renderer: Renderer) -> list[Example]:
+    def synthesize(self, examples: Sequence[Example], bench: Workbench) -> Iterator[Example]:
         """One example per prompt, or `count` texts where there is none.
 
         Raises:
             DataError: no prompts and no count, or running text as prompts.
         """
-        if examples:
-            return self._answers(examples, teacher, renderer)
+        if not examples:
+            starts = map(self._start, range(self._count()))
+            for start, answer in self.ask(starts, bench, Sampling.of(self)):
+                yield Example(id=start.id, text=answer.text, meta=self._meta(answer, bench))
+            return
+        if wrong := next((e for e in examples if e.form != "prompt"), None):
+            raise DataError(f"teacher_text answers prompts; example {wrong.id!r} is {wrong.form}. Map a prompt column.")
+        for example, answer in self.ask(examples, bench, Sampling.of(self)):
+            if not answer.text:
+                bench.notes["empty answers left out: they teach nothing"] += 1
+                continue
+            meta = {**example.meta, **self._meta(answer, bench)}
+            yield dataclasses.replace(example, completion=answer.text, rationale=None, meta=meta)
+
+    def _start(self, number: int) -> Example:
+        return Example(id=f"teacher_text-{self.seed}-{number}", prompt="")
+
+    def _count(self) -> int:
         if self.count is None:
             raise DataError(
                 "teacher_text has no prompts to answer; set count, so that the teacher writes that many texts from "
                 "nothing."
             )
-        start = renderer.prompt_ids(Example(id="start", prompt=""))
-        if not start:
-            raise DataError("The tokenizer has no beginning-of-sequence token to write from; give prompts instead.")
-        written = self._write([start] * self.count, teacher)
-        return [
-            Example(id=f"teacher_text-{self.seed}-{i}", text=str(teacher.tokenizer.decode(ids)), meta=self._meta(ids))
-            for i, ids in enumerate(written)
-        ]
+        return self.count
 
-    def _answers(self, examples: Sequence[Example], teacher: TeacherSession, renderer: Renderer) -> list[Example]:
-        if wrong := next((e for e in examples if e.form != "prompt"), None):
-            raise DataError(f"teacher_text answers prompts; example {wrong.id!r} is {wrong.form}. Map a prompt column.")
-        written = self._write([renderer.prompt_ids(e) for e in examples], teacher)
-        return [
-            dataclasses.replace(
-                e, completion=str(teacher.tokenizer.decode(ids)), rationale=None, meta={**e.meta, **self._meta(ids)}
-            )
-            for e, ids in zip(examples, written, strict=True)
-            if ids  # an empty answer teaches nothing; the data stage records how many were kept
-        ]
-
-    def _write(self, prompts: list[list[int]], teacher: TeacherSession) -> list[list[int]]:
-        return teacher.write(prompts, Sampling.of(self))
-
-    def _meta(self, ids: Sequence[int]) -> dict[str, object]:
-        made = {
-            "made_by": {"synthesizer": "teacher_text", **{k: v for k, v in asdict(self).items() if k != "batch_size"}}
-        }
-        return {**made, "unfinished": True} if len(ids) >= self.max_new_tokens else made
+    def _meta(self, answer: Answer, bench: Workbench) -> dict[str, Any]:
+        made = dict(self.made(bench))
+        return made if answer.finished else {**made, "unfinished": True}

@@ -13,15 +13,31 @@ from transformers import PreTrainedTokenizerBase
 from stillhouse.data.batching import TokenBatch
 from stillhouse.data.rendering import Rendered
 from stillhouse.models import CausalLM, Sampling
+from stillhouse.records import Example
 from stillhouse.signals.kinds import Signal
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher wrote.
+
+    Attributes:
+        text: without special tokens.
+        finished: it ended by itself; False where the limit of tokens or the context stopped it.
+        tokens: how many it wrote, the end token not counted.
+    """
+
+    text: str
+    finished: bool
+    tokens: int
 
 
 class TeacherSession(ABC):
     """An opened teacher: frozen, counting what it was asked.
 
     Attributes:
-        tokenizer: what its token ids mean.
-        tokens_read: tokens it has scored.
+        tokenizer: what its token ids mean; asking one that shows nothing but text for it is a NeedsError.
+        tokens_read: tokens it has scored, or was given to answer.
         tokens_written: tokens it has generated.
     """
 
@@ -42,8 +58,15 @@ class TeacherSession(ABC):
         return
 
     @abstractmethod
-    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        """Answers to prompts, as token ids without the end token, in the order of the prompts."""
+    def answer(self, asked: Sequence[Example], sampling: Sampling) -> list[Answer]:
+        """Answers to prompts and conversations, in their order; an empty prompt asks for text from nothing.
+
+        The ids of the examples take part in the draws of sampled text, so that one prompt asked under two ids gives two
+        draws, and the same call again the same ones.
+
+        Raises:
+            DataError: a prompt that it cannot be asked.
+        """
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -88,8 +111,8 @@ class Teacher(ABC):
         """Load or connect."""
 
     @abstractmethod
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer alone, for checks before anything heavy is loaded."""
+    def load_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer alone, for checks before anything heavy is loaded; None of one that shows nothing but text."""
 
     @abstractmethod
     def fingerprint(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -11,10 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from stillhouse import world
 from stillhouse.data.batching import TokenBatch
+from stillhouse.data.rendering import Renderer
+from stillhouse.errors import DataError
 from stillhouse.locating import fingerprint_model
 from stillhouse.models import CausalLM, Sampling, load_config, load_tokenizer
+from stillhouse.records import Example, fingerprint
 from stillhouse.signals.kinds import Headed
-from stillhouse.teachers.base import Teacher, TeacherSession
+from stillhouse.teachers.base import Answer, Teacher, TeacherSession
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,25 @@ class HFSession(TeacherSession):
         self.tokens_read += batch.real_count()
         return Headed(self._lm.hidden(batch.tokens_BT, batch.positions_BT), self._lm.head, self._lm.vocabulary)
 
-    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        """Generate; counted as written, prompts as read."""
-        written = self._lm.generate(prompts, sampling)
+    def answer(self, asked: Sequence[Example], sampling: Sampling) -> list[Answer]:
+        """Generate; counted as written, prompts as read.
+
+        Raises:
+            DataError: an empty prompt where no token begins a sequence; a conversation without a chat template.
+        """
+        renderer = Renderer(self._lm.tokenizer, self._lm.context)
+        prompts = [renderer.prompt_ids(example) for example in asked]
+        if empty := next((e.id for e, ids in zip(asked, prompts, strict=True) if not ids), None):
+            raise DataError(
+                f"Example {empty!r} asks for text from nothing, and the tokenizer has no beginning-of-sequence token "
+                "to write from. Give prompts instead."
+            )
+        drawn = int(fingerprint([sampling.seed, [example.id for example in asked]]), 16) % 2**63
+        written = self._lm.write(prompts, dataclasses.replace(sampling, seed=drawn))
         self.tokens_read += sum(map(len, prompts))
-        self.tokens_written += sum(map(len, written))
-        return written
+        self.tokens_written += sum(len(ids) for ids, _ in written)
+        decode = self._lm.tokenizer.decode
+        return [Answer(str(decode(ids, skip_special_tokens=True)), ended, len(ids)) for ids, ended in written]
 
     def identity(self) -> dict[str, Any]:
         """Name, revision, size and configuration."""

@@ -20,12 +20,12 @@ from stillhouse.data.rendering import Rendered
 from stillhouse.errors import NeedsError, SignalStoreError
 from stillhouse.locating import fingerprint_model
 from stillhouse.models import CausalLM, Sampling, load_config, load_tokenizer
-from stillhouse.records import fingerprint, fingerprint_file
+from stillhouse.records import Example, fingerprint, fingerprint_file
 from stillhouse.signals.kinds import TopK
 from stillhouse.signals.layout import WAY_OUT, read_header
 from stillhouse.signals.store import TOKENIZER, SignalStore
 from stillhouse.signals.vocabulary import tokenizer_fingerprint
-from stillhouse.teachers.base import Teacher, TeacherSession
+from stillhouse.teachers.base import Answer, Teacher, TeacherSession
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class StoredSession(TeacherSession):
         """What was recorded about the trained positions; all others are NaN."""
         return recorded_signal(self.store, batch)
 
-    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    def answer(self, asked: Sequence[Example], sampling: Sampling) -> list[Answer]:
         """A record cannot answer.
 
         Raises:
