@@ -48,6 +48,16 @@ def _exact(match: re.Match[str]) -> Fraction | None:
     return -value if negative else value
 
 
+def split_trace(text: str, marker: str) -> tuple[str, str] | None:
+    """The worked steps of a solution and its answer, which begins with the marker; None without it.
+
+    >>> split_trace("2 + 3 = 5\\n#### 5", "####")
+    ('2 + 3 = 5\\n', '#### 5')
+    """
+    place = text.rfind(marker)
+    return None if place < 0 else (text[:place], text[place:])
+
+
 def normalized(text: str) -> str:
     """A text as exact match sees it: lower case, single spaces, no full stop at the end.
 

@@ -124,6 +124,9 @@ class Source(Section):
     prompt: str | None = None
     completion: str | None = None
     rationale: str | None = None
+    rationale_until: str | None = Field(
+        None, min_length=1, description="where the completion's worked steps end and its answer begins, such as '####'"
+    )
     text: str | None = None
     limit: int | None = Field(None, ge=1)
     shuffle: int | None = Field(None, description="seed of a shuffle before the limit; none keeps the file's order")
@@ -148,6 +151,12 @@ class Source(Section):
         return self
 
 
+RoleName = Literal["prompt", "rationale", "answer", "other"]
+Trace = Literal["rationale_first", "answer_first", "answer_only", "two_tasks"]
+"""How a row with a rationale is learned: the steps and then the answer, P(r, y | x); the answer and then the steps; the
+answer alone; or two tasks told apart by their prompts (Hsieh et al. 2023, arXiv 2305.02301)."""
+
+
 class DataSection(Section):
     """What is trained on, what is measured on, and how examples become tokens."""
 
@@ -157,7 +166,8 @@ class DataSection(Section):
     steps: list[SynthesizerName] = []
     max_length: int | None = Field(None, ge=2, description="tokens; none takes the student's context")
     overflow: Literal["error", "drop", "truncate"] = "error"
-    train_on: list[Literal["prompt", "rationale", "answer", "other"]] = ["rationale", "answer"]
+    train_on: list[RoleName] = ["rationale", "answer"]
+    trace: Trace = Field("rationale_first", description="what of a worked solution is learned, and in which order")
 
     def sources(self) -> dict[str, Source]:
         """Every split by its name: train, heldout, and those out of domain."""
@@ -257,6 +267,10 @@ class TrainSection(Section):
     )
     shard: Literal["auto", "never", "always"] = Field(
         "auto", description="spread the student over the processes; auto where it does not fit into one"
+    )
+    role_weights: dict[RoleName, Annotated[float, Field(ge=0)]] | None = Field(
+        None,
+        description="what the mean loss of each role counts, {rationale: 0.5, answer: 0.5}; none: all tokens alike",
     )
     packing: bool = Field(False, description="several examples a row, none of which attends to another")
     warmup: int = Field(0, ge=0, description="updates of linear warm-up")

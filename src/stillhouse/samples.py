@@ -47,7 +47,7 @@ def write_samples(shop: Workshop, results: dict[str, ModelResult]) -> None:
             row: dict[str, Any] = {
                 "id": name,
                 "prompt": example.prompt or (example.messages or [{}])[0].get("content") or _beginning(shop, example),
-                "reference": example.completion or example.text or "",
+                "reference": (example.rationale or "") + (example.completion or example.text or ""),
                 "outputs": {role: result.outputs.get(name, "") for role, result in results.items()},
                 "correct": {role: result.correct[name] for role, result in results.items() if name in result.correct},
             }

@@ -6,7 +6,7 @@ A stage whose inputs have not changed is skipped, and says so; `run` is nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -286,6 +286,8 @@ def _evaluate_model(shop: Workshop, role: str) -> ModelResult:
     measured = ModelResult()
     for name in ("heldout", *shop.recipe.data.out_of_domain):
         data = shop.heldout(name)
+        if role == "teacher":  # what marks a student's tasks means nothing to a teacher, which is asked plainly
+            data = replace(data, renderer=replace(data.renderer, trace="rationale_first"))
         for evaluator in shop.plan.evaluators:
             if name == "heldout" or not evaluator.once:
                 _measure(evaluator, model, data, shop.teacher.lm, measured)

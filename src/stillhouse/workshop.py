@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from stillhouse.models import CausalLM
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.pruning.cut import choose, cut
 from stillhouse.pruning.importance import measure
-from stillhouse.recipe import CutSection, Recipe
+from stillhouse.recipe import CutSection, Recipe, RoleName
 from stillhouse.records import Example, fingerprint_file, read_examples, whole, write_examples
 from stillhouse.runs import RunFolder, StageRecord
 from stillhouse.student import Student
@@ -95,7 +95,7 @@ class Workshop:
     @cached_property
     def rendering_in_play(self) -> dict[str, Any]:
         """What of the recipe decides how examples become tokens: stages are done again when it changes."""
-        return self.recipe.data.model_dump(mode="json", include={"max_length", "overflow", "train_on"})
+        return self.recipe.data.model_dump(mode="json", include={"max_length", "overflow", "train_on", "trace"})
 
     def close(self) -> None:
         """Close the trackers, and the teacher if it was opened."""
@@ -224,6 +224,7 @@ class Workshop:
             tokens_per_batch=train.tokens_per_step // accumulate,
             seed=self.recipe.seed,
             packing=train.packing,
+            role_weights=None if train.role_weights is None else by_role(train.role_weights),
             turn=(world.rank(), world.size()),
         )
 
@@ -265,7 +266,12 @@ def _owner(rendered: Rendered, examples: set[str]) -> str:
 def render_settings(recipe: Recipe) -> dict[str, Any]:
     """The recipe's settings of `Renderer`."""
     roles = frozenset(Role[name.upper()] for name in recipe.data.train_on)
-    return {"train_on": roles, "overflow": recipe.data.overflow}
+    return {"train_on": roles, "overflow": recipe.data.overflow, "trace": recipe.data.trace}
+
+
+def by_role(weights: Mapping[RoleName, float]) -> dict[Role, float]:
+    """A recipe's weights by what they are called in code."""
+    return {Role[name.upper()]: weight for name, weight in weights.items()}
 
 
 def choose_device(wanted: str) -> tuple[str, str]:

@@ -357,3 +357,36 @@ def test_example_of_exactly_the_limit_passes(tokenizer: Any) -> None:
     assert one(tokenizer, example, max_length=length)
     with pytest.raises(DataError, match=f"has {length} tokens, the limit is {length - 1}"):
         one(tokenizer, example, max_length=length - 1)
+
+
+WORKED = Example(id="a", prompt="2 + 3 =", rationale="two and three. ", completion="#### 5")
+
+
+def test_a_rationale_keeps_the_space_that_it_ends_in(tokenizer: Any) -> None:
+    rendered = one(tokenizer, WORKED)
+    assert learned(tokenizer, rendered) == "two and three. #### 5<eos>"
+    assert learned(tokenizer, rendered, Role.ANSWER) == "#### 5<eos>"
+
+
+def test_answer_first_and_answer_only(tokenizer: Any) -> None:
+    rendered = one(tokenizer, WORKED, trace="answer_first")
+    assert learned(tokenizer, rendered) == "#### 5\ntwo and three.<eos>"
+    assert learned(tokenizer, rendered, Role.ANSWER) == "#### 5\n"
+    assert learned(tokenizer, rendered, Role.RATIONALE) == "two and three.<eos>"
+    assert learned(tokenizer, one(tokenizer, WORKED, trace="answer_only")) == "#### 5<eos>"
+
+
+@pytest.mark.parametrize("using", ["tokenizer", "chat_tokenizer"])
+def test_two_tasks_are_two_examples_told_apart_by_their_prompts(using: str, request: Any) -> None:
+    tokenizer = request.getfixturevalue(using)
+    renderer = Renderer(tokenizer, 200, trace="two_tasks")
+    answer, steps = renderer.render([WORKED])
+    assert [answer.id, steps.id] == ["a/answer", "a/rationale"]
+    assert learned(tokenizer, answer).startswith("#### 5")
+    assert learned(tokenizer, steps).startswith("two and three.")
+    assert learned(tokenizer, steps, Role.ANSWER) == ""
+    assert "[label] 2 + 3 =" in tokenizer.decode(renderer.prompt_ids(WORKED))
+    assert answer.tokens[: len(renderer.prompt_ids(WORKED))] == renderer.prompt_ids(WORKED)
+    assert "[rationale] 2 + 3 =" in tokenizer.decode(steps.tokens)
+    (alone,) = renderer.render([Example(id="b", prompt="2 + 3 =", completion="5")])
+    assert alone.id == "b/answer"

@@ -367,3 +367,21 @@ def test_a_source_in_a_few_words(tmp_path: Path) -> None:
 def test_meta_is_added_and_not_lost() -> None:
     example = with_meta(Example(id="a", text="t", meta={"x": 1}), y=2)
     assert example.meta == {"x": 1, "y": 2}
+
+
+def test_worked_steps_are_told_apart_from_the_answer(tmp_path: Path) -> None:
+    rows = [{"q": "2 + 3?", "a": "2 + 3 = 5\n#### 5"}, {"q": "1 + 1?", "a": "two"}]
+    place = tmp_path / "rows.jsonl"
+    place.write_text("\n".join(map(json.dumps, rows)))
+    source = Source(path=str(place), prompt="q", completion="a", rationale_until="####", limit=1)
+    (example,) = read_source(source)
+    assert (example.rationale, example.completion) == ("2 + 3 = 5\n", "#### 5")
+    with pytest.raises(DataError, match=r"row 2 does not have '####'.*rationale_until"):
+        read_source(source.model_copy(update={"limit": None}))
+
+
+def test_arithmetic_problems_have_a_rationale() -> None:
+    (example,) = read_source(Source.model_validate({"arithmetic": {"count": 1}}))
+    assert example.rationale is not None
+    assert example.rationale.endswith(" ")
+    assert example.completion == f"#### {example.meta['answer']}"

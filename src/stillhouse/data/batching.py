@@ -6,16 +6,17 @@ Shapes: B rows, T tokens (the longest row of the batch), N selected token positi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stillhouse.data.rendering import Rendered
+from stillhouse.data.rendering import Rendered, Role
 from stillhouse.data.tokens import lengths
 from stillhouse.errors import DataError
 
@@ -57,6 +58,9 @@ class TokenBatch:
         role_BT: `data.rendering.Role` of the target.
         positions_BT: place of each token in its example; padding counts on.
         sizes: bytes of text behind each example's trained targets.
+        role_weights_R: what each role counts in the loss, shape [4]; None where all tokens count alike. A stream says
+            what the mean over a role's tokens is to count; the loop, which knows the whole update, makes of it what one
+            token counts.
     """
 
     ids: tuple[str, ...]
@@ -67,6 +71,7 @@ class TokenBatch:
     role_BT: Tensor
     positions_BT: Tensor
     sizes: tuple[int, ...]
+    role_weights_R: Tensor | None = None
 
     @classmethod
     def of(cls, rendered: Sequence[Rendered], device: str | torch.device = "cpu") -> TokenBatch:
@@ -130,15 +135,19 @@ class TokenBatch:
         """How many predictions count."""
         return int(self.trained_BT.sum())
 
+    def trained_by_role(self) -> Tensor:
+        """How many predictions of each role count, shape [4]."""
+        return torch.bincount(self.role_BT[self.trained_BT].long(), minlength=len(Role))
+
     def real_count(self) -> int:
         """How many tokens are no padding."""
         return sum(stop - start for _, start, stop in self.spans)
 
     def to(self, device: str | torch.device) -> TokenBatch:
         """The batch on another device."""
-        names = ("tokens_BT", "targets_BT", "trained_BT", "role_BT", "positions_BT")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        return TokenBatch(ids=self.ids, spans=self.spans, sizes=self.sizes, **moved)
+        names = ("tokens_BT", "targets_BT", "trained_BT", "role_BT", "positions_BT", "role_weights_R")
+        moved = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **moved)
 
 
 def _positions(spans: Sequence[Span], rows: int, width: int) -> Tensor:
@@ -163,6 +172,8 @@ class Batches:
         seed: of the order.
         packing: put several examples into a row as long as the longest of them, instead of one padded to it.
         turn: number of this process and how many there are.
+        role_weights: what the mean loss over each role's tokens counts, nothing for one that is not named; None for one
+            mean over all tokens.
 
     Raises:
         DataError: no examples, or one that is longer than a whole batch.
@@ -176,6 +187,7 @@ class Batches:
         seed: int = 0,
         packing: bool = False,
         turn: tuple[int, int] = (0, 1),
+        role_weights: Mapping[Role, float] | None = None,
     ) -> None:
         if not rendered:
             raise DataError("There are no examples to make batches of: all were dropped, or the source is empty.")
@@ -192,6 +204,8 @@ class Batches:
         self.seed = seed
         self.packing = packing
         self.turn = turn
+        weights = None if role_weights is None else [role_weights.get(role, 0.0) for role in Role]
+        self._role_weights_R = None if weights is None else torch.tensor(weights, dtype=torch.float64)
         self._epoch, self._position = 0, 0
         self._plan = self._make_plan(0)
 
@@ -202,7 +216,8 @@ class Batches:
         mine, processes = self.turn
         chosen = [self._advance() for _ in range(processes)][mine]
         rows = [[row] if isinstance(row, int) else row for row in chosen]
-        return TokenBatch.packed([[self.rendered[i] for i in row] for row in rows])
+        batch = TokenBatch.packed([[self.rendered[i] for i in row] for row in rows])
+        return dataclasses.replace(batch, role_weights_R=self._role_weights_R)
 
     def batches_per_epoch(self) -> int:
         """Batches of the current epoch, for all processes together; shuffling makes it vary by a few."""

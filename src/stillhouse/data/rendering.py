@@ -10,7 +10,7 @@ import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -21,6 +21,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.errors import DataError
+from stillhouse.recipe import Trace
 from stillhouse.records import Example, fingerprint
 
 
@@ -32,6 +33,9 @@ class Role(IntEnum):
     RATIONALE = 2
     ANSWER = 3
 
+
+ANSWER_TASK, RATIONALE_TASK = "[label] ", "[rationale] "
+"""What tells the two tasks of `trace: two_tasks` apart, before the prompt (Hsieh et al. 2023, arXiv 2305.02301)."""
 
 Span = tuple[str, Role]
 """A piece of text and the role of its tokens."""
@@ -60,6 +64,8 @@ class Renderer:
         tokenizer: a fast tokenizer.
         max_length: the longest sequence in tokens, the end token included.
         train_on: roles whose tokens count in the loss; running text is all answer.
+        trace: what of a worked solution is rendered, and in which order; see `stillhouse.recipe.Trace`. Two tasks make
+            two of each example, `id/answer` and `id/rationale`.
         overflow: what to do with an example longer than `max_length`; running text is cut into windows instead.
         notices: what happened on the way that a user should know, counted; read it after rendering.
     """
@@ -68,6 +74,7 @@ class Renderer:
     max_length: int
     train_on: frozenset[Role] = frozenset({Role.RATIONALE, Role.ANSWER})
     overflow: Literal["error", "drop", "truncate"] = "error"
+    trace: Trace = "rationale_first"
     notices: Counter[str] = field(default_factory=Counter)
 
     def render(self, examples: Sequence[Example]) -> list[Rendered]:
@@ -85,10 +92,13 @@ class Renderer:
             DataError: as `render`, when the example is reached.
         """
         for example in examples:
-            yield from self._render(example)
+            for task in self._tasks(example):
+                yield from self._render(task)
 
     def prompt_ids(self, example: Example) -> list[int]:
         """What a model is given to answer: the prompt alone, ready to be continued."""
+        if self.trace == "two_tasks":
+            example = self._tasks(example)[0]
         spans = self._spans(example)
         prompt = "".join(text for text, role in spans[: _last_prompt(spans) + 1])
         ids, roles, sizes = self._encode([(prompt, Role.PROMPT)], templated=self._templated(example))
@@ -105,6 +115,7 @@ class Renderer:
             "max_length": self.max_length,
             "train_on": sorted(role.name.lower() for role in self.train_on),
             "overflow": self.overflow,
+            "trace": self.trace,
             "versions": {library.__name__: library.__version__ for library in (tokenizers, transformers)},
         }
 
@@ -128,11 +139,7 @@ class Renderer:
             return [(example.text or "", Role.ANSWER)]
         if example.form == "messages":
             return self._message_spans(example, example.messages or ())
-        answer: list[Span] = []
-        if example.rationale:
-            answer.append((example.rationale.rstrip() + "\n", Role.RATIONALE))
-        if example.completion is not None:
-            answer.append((example.completion, Role.ANSWER))
+        answer = self._answer_spans(example)
         if self.tokenizer.chat_template is None:
             return [(example.prompt or "", Role.PROMPT), *answer]
         full = "".join(text for text, _ in answer)
@@ -141,7 +148,28 @@ class Renderer:
         if example.meta.get("unfinished"):  # the template ends the turn; its writer did not
             turn, role = spans[-1]
             spans[-1] = (turn[: turn.rfind(full) + len(full)], role)
-        return _split_answer(spans, answer) if example.rationale else spans
+        return _split_answer(spans, answer)
+
+    def _answer_spans(self, example: Example) -> list[Span]:
+        """What the model is to write, in the order in which it is to write it."""
+        rationale, completion = example.rationale, example.completion
+        if completion is None:
+            return [(rationale, Role.RATIONALE)] if rationale else []
+        if not rationale or self.trace == "answer_only":
+            return [(completion, Role.ANSWER)]
+        if self.trace == "answer_first":
+            return [(_apart(completion), Role.ANSWER), (rationale.strip(), Role.RATIONALE)]
+        return [(_apart(rationale), Role.RATIONALE), (completion, Role.ANSWER)]
+
+    def _tasks(self, example: Example) -> list[Example]:
+        """An example as what it is learned as: itself, or one task for the answer and one for the steps."""
+        if self.trace != "two_tasks" or example.form != "prompt":
+            return [example]
+        answer = replace(example, id=f"{example.id}/answer", prompt=f"{ANSWER_TASK}{example.prompt}", rationale=None)
+        if not example.rationale:
+            return [answer]
+        steps, asked = example.rationale.strip(), f"{RATIONALE_TASK}{example.prompt}"
+        return [answer, replace(example, id=f"{example.id}/rationale", prompt=asked, rationale=steps, completion=None)]
 
     def _message_spans(self, example: Example, messages: Sequence[Mapping[str, str]]) -> list[Span]:
         """The rendered conversation, cut where each assistant turn begins and ends."""
@@ -224,7 +252,7 @@ class Renderer:
 
     def _render(self, example: Example) -> list[Rendered]:
         spans = self._spans(example)
-        if example.form == "prompt" and example.completion is None:
+        if example.form == "prompt" and example.completion is None and example.rationale is None:
             raise DataError(
                 f"Example {example.id!r} has a prompt and no completion, so there is nothing to train on. Map a "
                 "completion column, or let the teacher write it: data.steps: [teacher_text]."
@@ -235,7 +263,7 @@ class Renderer:
         # A template writes its own end of turn, and a text that its writer was stopped in must not be taught to end
         # there.
         if end is not None and not self._templated(example) and not example.meta.get("unfinished"):
-            ids, roles, sizes = [*ids, end], [*roles, Role.ANSWER], [*sizes, 0]
+            ids, roles, sizes = [*ids, end], [*roles, spans[-1][1]], [*sizes, 0]
         if len(ids) > self.max_length:
             return self._overflow(example, ids, roles, sizes)
         return self._shift(example.id, ids, roles, sizes)
@@ -277,14 +305,22 @@ def _last_prompt(spans: Sequence[Span]) -> int:
 
 
 def _split_answer(spans: list[Span], answer: Sequence[Span]) -> list[Span]:
-    """Cut the assistant's turn where its rationale ends; what the template adds after it belongs to the answer."""
+    """Cut the assistant's turn where its first part ends; what the template adds after the last belongs to that."""
     *before, (turn, _) = spans
-    rationale = answer[0][0]
-    start = turn.find(rationale)
+    if len(answer) < 2:
+        return [*before, (turn, answer[0][1])] if answer else spans
+    (first, role), (_, last) = answer
+    start = turn.find(first)
     if start < 0:
         return spans  # the template reformatted the turn; all of it stays answer
-    end = start + len(rationale)
-    return [*before, (turn[:end], Role.RATIONALE), (turn[end:], Role.ANSWER)]
+    end = start + len(first)
+    return [*before, (turn[:end], role), (turn[end:], last)]
+
+
+def _apart(text: str) -> str:
+    """A text that another follows: after the space that it ends in, else on a new line."""
+    bare = text.rstrip()
+    return bare + (text[-1] if text != bare else "\n")
 
 
 def _roles(spans: Sequence[Span], ends: Sequence[int]) -> list[Role]:

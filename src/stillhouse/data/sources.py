@@ -19,6 +19,7 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
+from stillhouse.answers import MARKER, split_trace
 from stillhouse.data import arithmetic
 from stillhouse.errors import DataError, did_you_mean
 from stillhouse.recipe import Source
@@ -63,7 +64,8 @@ def _examples(source: Source) -> Iterator[Example]:
         raise DataError(f"{place} holds no examples. A data set needs at least one row.")
     columns = _map_columns(source, first[1], place)
     for number, row in chain([first], rows):
-        yield _example(number, row, columns, place)
+        example = _example(number, row, columns, place)
+        yield example if source.rationale_until is None else _worked(example, source.rationale_until, number, place)
 
 
 def _shuffled(rows: Iterable[Row], seed: int, place: str) -> Iterator[Row]:
@@ -97,7 +99,8 @@ def _arithmetic(source: Source) -> Iterator[Example]:
         row = arithmetic.row(problem)
         meta = {"answer": str(row["final"]), "steps": row["steps"], "derivation": row["derivation"]}
         name = f"arithmetic-{made.split}-{made.seed}-{number}"
-        yield Example(id=name, prompt=row["question"], completion=row["answer"], meta=meta)
+        rationale, answer = split_trace(row["answer"], MARKER) or ("", row["answer"])
+        yield Example(id=name, prompt=row["question"], rationale=rationale, completion=answer, meta=meta)
 
 
 def _rows(source: Source) -> Iterator[Row]:
@@ -270,6 +273,19 @@ def _example(number: int, row: Mapping[str, Any], columns: Mapping[str, str], pl
         )
     meta = {key: value for key, value in row.items() if key not in columns.values()}
     return Example(id=f"{Path(place).stem}-{number}", meta=meta, **values)
+
+
+def _worked(example: Example, marker: str, number: int, place: str) -> Example:
+    """A row whose completion holds worked steps and an answer, the two told apart."""
+    parts = split_trace(example.completion or "", marker)
+    if parts is None or not parts[0].strip() or example.rationale is not None:
+        why = "has no worked steps before" if parts else "does not have"
+        why = "has a rationale column besides" if example.rationale is not None else why
+        raise DataError(
+            f"{place}: row {number} {why} {marker!r} in its completion, where data.*.rationale_until looks for the end "
+            "of the worked steps. Mend or remove the row, or leave rationale_until out."
+        )
+    return dataclasses.replace(example, rationale=parts[0], completion=parts[1])
 
 
 def _turns(value: Any, place: str) -> tuple[Mapping[str, str], ...]:

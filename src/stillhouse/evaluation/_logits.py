@@ -65,7 +65,7 @@ def renderer_for(model: CausalLM, data: Heldout, *, fit: bool = False) -> Render
     own = model.tokenizer
     tokenizer = data.renderer.tokenizer if _same_tokens(model, data) else own
     if fit:
-        return Renderer(tokenizer, model.context)
+        return Renderer(tokenizer, model.context, trace=data.renderer.trace)
     length = min(data.renderer.max_length, model.context)
     return dataclasses.replace(data.renderer, tokenizer=tokenizer, max_length=length, notices=Counter())
 

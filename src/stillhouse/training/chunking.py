@@ -78,7 +78,7 @@ def batch_loss(
     *,
     compiled: bool | None = None,
 ) -> BatchLoss:
-    """The objectives summed over all trained tokens of a batch.
+    """The objectives summed over all trained tokens of a batch, each counted by its role where the batch says so.
 
     Args:
         lm: the student, for its head and true vocabulary.
@@ -144,7 +144,11 @@ class _Work(NamedTuple):
 
     def block_parts(self, logits_RW: Tensor, signal: Signal | None, tokens: TokenSlice) -> Tensor:
         losses = [_loss_of(objective, self.lm.vocabulary, self.compiled) for objective in self.objectives]
-        return torch.stack([loss(logits_RW, signal, tokens).sum() for loss in losses]).float()
+        by_role = self.batch.role_weights_R
+        if by_role is None:
+            return torch.stack([loss(logits_RW, signal, tokens).sum() for loss in losses]).float()
+        weights_R = by_role[tokens.role_N.long()]
+        return torch.stack([(loss(logits_RW, signal, tokens) * weights_R).sum() for loss in losses]).float()
 
     def weights(self) -> Tensor:
         return torch.tensor([objective.weight for objective in self.objectives], device=self.batch.tokens_BT.device)

@@ -5,6 +5,7 @@ It is a generator that yields after every update: the caller's `for` is the hook
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from stillhouse import world
 from stillhouse.data.batching import TokenBatch
@@ -201,7 +203,9 @@ def _gradient(
     """
     lm = parallel.student.lm
     lm.model.train()
-    tokens = int(world.add(torch.tensor(sum(batch.trained_count() for batch in group), device=lm.device)))
+    counts_R = world.add(torch.stack([batch.trained_by_role() for batch in group]).sum(0))
+    tokens = int(counts_R.sum())
+    group = [_balanced(batch, counts_R) for batch in group]
     sums = torch.zeros(1 + len(objectives), device=lm.device)
     for number, batch in enumerate(group, start=1):
         with parallel.synchronized(last=number == len(group)):
@@ -212,6 +216,15 @@ def _gradient(
         sums += torch.cat([summed.total.detach()[None], summed.parts])
     loss, *parts = (world.add(sums) / max(1, tokens)).tolist()
     return _Figures(loss, parts, tokens)
+
+
+def _balanced(batch: TokenBatch, counts_R: Tensor) -> TokenBatch:
+    """A batch whose roles count as its stream says, each by the mean over its own tokens in the whole update: such a
+    mean times its weight is what remains when all tokens' sum is divided by their number."""
+    if batch.role_weights_R is None:
+        return batch
+    each_R = batch.role_weights_R * counts_R.sum() / counts_R.clamp(min=1)
+    return dataclasses.replace(batch, role_weights_R=each_R.float())
 
 
 def part_names(objectives: Sequence[Objective]) -> list[str]:
