@@ -171,8 +171,12 @@ class RunFolder:
         started = time.perf_counter()
         yield record, False
         record.seconds = time.perf_counter() - started
-        self.write_json(f"stages/{name}.json", {"stage": name, **_without_name(record)})
+        self.keep(record)
         world.wait()
+
+    def keep(self, record: StageRecord) -> None:
+        """Write a stage's record, which says that the stage is whole."""
+        self.write_json(f"stages/{record.name}.json", {"stage": record.name, **_without_name(record)})
 
     def stage_record(self, name: str) -> StageRecord | None:
         """What a finished stage left, or None."""

@@ -29,6 +29,7 @@ from stillhouse.report.findings import write_findings
 from stillhouse.report.sweep_page import sweep_findings
 from stillhouse.runs import RunFolder, environment
 from stillhouse.sweep_file import MAY_GROW, Sweep, SweepRun
+from stillhouse.sweep_sharing import lend, lender_of, settle_precision
 from stillhouse.sweep_summary import summarize_sweep
 from stillhouse.workshop import Progress, silent
 
@@ -64,13 +65,14 @@ def run_sweep(
     """
     if world.expected() > 1:
         raise RunError("A sweep starts processes of its own. Start it without torchrun.")
+    runs, precision = settle_precision(runs)
     with RunFolder.claim(out, sweep, free=MAY_GROW) as folder:
         todo = [run for run in runs if not (folder_of(out, run) / "manifest.json").exists()]
         if todo:
             (out / "manifest.json").unlink(missing_ok=True)
-        chosen = _agree(folder, sweep, todo or runs, jobs)
+        chosen = _agree(folder, sweep, todo or runs, jobs, precision)
         with _terminated_as_interrupted():
-            failed = _run_all(todo, out, chosen, progress, len(runs))
+            failed = _run_all(runs, todo, out, chosen, progress)
         found = summarize_sweep(sweep, runs, out, failed)
         found |= {"jobs": chosen.jobs, "threads": chosen.threads, "reason": chosen.reason}
         folder.write_json("sweep.json", found)
@@ -124,7 +126,7 @@ def choose_concurrency(first: dict[str, Any], runs: int, jobs: int | None) -> Co
     )
 
 
-def _agree(folder: RunFolder, sweep: Sweep, runs: Sequence[SweepRun], jobs: int | None) -> Concurrency:
+def _agree(folder: RunFolder, sweep: Sweep, runs: Sequence[SweepRun], jobs: int | None, precision: str) -> Concurrency:
     """Jobs and threads; a sweep that was begun keeps its threads, whose number changes how sums are rounded."""
     place = folder.path / "environment.json"
     if place.exists():
@@ -133,31 +135,38 @@ def _agree(folder: RunFolder, sweep: Sweep, runs: Sequence[SweepRun], jobs: int 
         return Concurrency(jobs or begun["jobs"], begun["threads"], reason)
     first = {} if jobs is not None else check(runs[0].recipe)
     chosen = choose_concurrency(first, len(runs), jobs)
-    choices = [{"name": "jobs", "value": f"{chosen.jobs}, of {chosen.threads} threads", "reason": chosen.reason}]
+    choices = [
+        {"name": "jobs", "value": f"{chosen.jobs}, of {chosen.threads} threads", "reason": chosen.reason},
+        {"name": "precision", "value": "one for all runs", "reason": precision},
+    ]
     facts = {**environment(), "seed": sweep.seed, "jobs": chosen.jobs, "threads": chosen.threads, "choices": choices}
     folder.write_json("environment.json", facts)
     return chosen
 
 
 def _run_all(
-    todo: Sequence[SweepRun], out: Path, chosen: Concurrency, progress: Progress, total: int
+    runs: Sequence[SweepRun], todo: Sequence[SweepRun], out: Path, chosen: Concurrency, progress: Progress
 ) -> dict[str, str]:
     """Every run in a process of its own, some at once; the last words of those that failed."""
     waiting, running, failed = list(todo), dict[str, _Job](), dict[str, str]()
-    done = total - len(todo)
-    progress("sweep", done, total, "")
+    finished = [run for run in runs if run not in waiting]
+    progress("sweep", len(finished), len(runs), "")
     try:
         while waiting or running:
             while waiting and len(running) < chosen.jobs:
                 run = waiting.pop(0)
+                if lender := lender_of(run, finished):
+                    lend(folder_of(out, lender), folder_of(out, run), run)
                 running[run.name] = _Job(run, out, chosen.threads)
             for name, job in list(running.items()):
                 if job.process.poll() is not None:
                     del running[name]
-                    done += 1
                     if error := job.error():
                         failed[name] = error
-                    progress("sweep", done, total, f"{name} {'failed' if error else 'done'}")
+                    else:
+                        finished.append(job.run)
+                    done = len(finished) + len(failed)
+                    progress("sweep", done, len(runs), f"{name} {'failed' if error else 'done'}")
             time.sleep(0.1)
     finally:
         for job in running.values():
@@ -171,6 +180,7 @@ class _Job:
     """The process of one run."""
 
     def __init__(self, run: SweepRun, out: Path, threads: int) -> None:
+        self.run = run
         self.folder, self.log = folder_of(out, run), out / "logs" / f"{run.name}.log"
         _wait_until_free(self.folder)
         recipe = out / "recipes" / f"{run.name}.yaml"

@@ -55,6 +55,7 @@ LAYERS: list[set[str]] = [
         "shortcuts",
         "stages",
         "studies",
+        "sweep_sharing",
         "sweep_summary",
         "sweeping",
         "terminal",
