@@ -22,6 +22,9 @@ from stillhouse.statistics import FEWEST, RESAMPLES, Measurement, bootstrap, com
 
 Basis = Literal["seeds and examples", "seeds", "examples"]
 
+_NORMAL = 1000
+"""Degrees of freedom from which on Student's distribution is the normal one, to three digits."""
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -146,8 +149,8 @@ def difference(ones_S: Sequence[Measurement], others_S: Sequence[Measurement]) -
 def _judged(
     value: float, variance_: float, df: int, counts: tuple[int, int], basis: Basis, *, enough: bool = True
 ) -> Difference:
-    stderr = math.sqrt(variance_)
-    half = student_quantile(0.95, max(1, df)) * stderr
-    mde = half + student_quantile(0.6, max(1, df)) * stderr  # 80 % power: the quantile of 0.8 on one side
+    stderr, df = math.sqrt(variance_), min(max(1, df), _NORMAL)
+    half = student_quantile(0.95, df) * stderr
+    mde = half + student_quantile(0.6, df) * stderr  # 80 % power: the quantile of 0.8 on one side
     resolved = enough and abs(value) > half and abs(value) >= mde
     return Difference(value, value - half, value + half, stderr, mde, resolved, *counts, basis)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
@@ -23,7 +24,7 @@ from stillhouse.recipe_file import explain, find_recipe, load_recipe, read_yaml
 Overrides = dict[str, Any]
 MAY_GROW = frozenset({"grid", "variants", "seeds", "metrics"})
 """What a sweep's folder lets change: every run has a folder and a recipe of its own."""
-_SLUG = 60
+_SLUG = 100
 
 
 class Sweep(Section):
@@ -150,20 +151,20 @@ def load_sweep(
     """
     path = find_recipe(name)
     raw, lines = read_yaml(path)
-    if "sweep" not in raw:
+    if "sweep" not in raw:  # the command line makes one
         if not grid:
             raise RecipeError(
                 f"{name} is a recipe, not a sweep: it says nothing to vary. Give --grid, such as --grid "
                 "train.lr=0.01,0.02, or write a sweep file (`stillhouse show temperature` is one)."
             )
-        raw, lines = {"name": raw.get("name", path.stem), "sweep": name}, {}
+        raw, lines, path = {"name": raw.get("name", path.stem), "sweep": name}, {}, Path("command line")
     elif isinstance(raw["sweep"], str) and (beside := path.parent / raw["sweep"]).is_file():
         raw["sweep"] = str(beside)
     if grid:
         raw.pop("variants", None)
         raw["grid"] = dict(_parse(item, "--grid", several=True) for item in grid)
     if seeds is not None:
-        raw["seeds"] = _parse(f"seeds={seeds}", "--seeds", several=True)[1]
+        raw["seeds"] = _seeds(seeds)
     raw.setdefault("name", path.stem)
     given = dict(_parse(item, "override", several=False) for item in overrides)
     common = raw.setdefault("overrides", {})
@@ -174,12 +175,19 @@ def load_sweep(
     except ValidationError as error:
         raise RecipeError(explain(error, Sweep, path, lines, ())) from error
     varied = {key for setting in sweep.settings() for key in setting.overrides}
-    if both := sorted(varied & set(given)):
+    if both := [key for key in given if any(f"{key}.".startswith(f"{other}.") for other in varied)]:
         raise RecipeError(
             f"The override of {', '.join(both)} is for every run, and the sweep varies just that. Leave it out, or "
             "replace the grid with --grid."
         )
     return sweep
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"--seeds {text!r} is not of the form 0,1,2.") from error
 
 
 def _parse(item: str, what: str, *, several: bool) -> tuple[str, Any]:
@@ -188,7 +196,7 @@ def _parse(item: str, what: str, *, several: bool) -> tuple[str, Any]:
         example = "--grid train.lr=0.01,0.02" if several else "train.steps=100"
         raise RecipeError(f"{what} {item!r} is not of the form key.path=value, such as {example}.")
     try:
-        return key, yaml.safe_load(f"[{text}]" if several and not text.startswith("[") else text)
+        return key, yaml.safe_load(f"[{text}]" if several else text)
     except yaml.YAMLError as error:
         raise RecipeError(f"The value of {what} {item!r} is not valid YAML: {error}") from error
 

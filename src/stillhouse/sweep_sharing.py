@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stillhouse.runs import RunFolder
@@ -54,6 +54,12 @@ def lender_of(run: SweepRun, finished: Sequence[SweepRun]) -> SweepRun | None:
     """A finished run of the same seed whose recipe differs in its objective alone."""
     mine = _lent_by(run)
     return next((other for other in finished if _lent_by(other) == mine), None)
+
+
+def shared_seconds(runs: Sequence[SweepRun], stages: Mapping[str, float]) -> float:
+    """What is saved by lending, given the seconds of one run's stages."""
+    lent = sum(seconds for stage, seconds in stages.items() if stage in _PARTS)
+    return lent * sum(lender_of(run, runs[:place]) is not None for place, run in enumerate(runs))
 
 
 def _lent_by(run: SweepRun) -> dict[str, object]:

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from stillhouse.report.findings import write_findings
 from stillhouse.report.sweep_page import sweep_findings
 from stillhouse.runs import RunFolder, environment
 from stillhouse.sweep_file import MAY_GROW, Sweep, SweepRun
-from stillhouse.sweep_sharing import lend, lender_of, settle_precision
+from stillhouse.sweep_sharing import lend, lender_of, settle_precision, shared_seconds
 from stillhouse.sweep_summary import summarize_sweep
 from stillhouse.workshop import Progress, silent
 
@@ -88,17 +89,23 @@ def folder_of(out: Path, run: SweepRun) -> Path:
 
 
 def check_sweep(sweep: Sweep, runs: Sequence[SweepRun], jobs: int | None = None) -> dict[str, Any]:
-    """What a sweep would cost: the estimate of its first run, times their number."""
+    """What a sweep would cost: the estimate of its first run, times their number, less what they share."""
+    runs, _ = settle_precision(runs)
     first = check(runs[0].recipe)
     chosen = choose_concurrency(first, len(runs), jobs)
     seconds = first["estimate"]["seconds"]
+    shared = shared_seconds(runs, first["estimate"].get("stages", {}))
     return {
         "sweep": sweep.resolved(),
         "runs": [run.name for run in runs],
         "jobs": chosen.jobs,
         "threads": chosen.threads,
         "reason": chosen.reason,
-        "seconds": {"one": seconds, "all": round(seconds * len(runs) / chosen.jobs, 1)},
+        "seconds": {
+            "one": seconds,
+            "shared": round(shared, 1),
+            "all": round((seconds * len(runs) - shared) / chosen.jobs, 1),
+        },
         "disk_bytes": first["estimate"]["disk_bytes"] * len(runs),
         "first": first,
     }
@@ -250,6 +257,9 @@ def _terminated_as_interrupted() -> Generator[None, None, None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield

@@ -195,7 +195,7 @@ def sweep_text(found: Mapping[str, Any], folder: Path) -> str:
         lines += [
             f"{m}, {name}, student - control: {verdict(_as_comparison(control[m]))}" for m in shown if m in control
         ]
-    lines += [f"{found['jobs']} at a time with {found['threads']} threads each: {found['reason']}."]
+    lines += [f"{found['jobs']} at a time, threads of each: {found['threads']} ({found['reason']})."]
     lines += [f"Numbers: {folder / 'sweep.json'}", f"Report: {folder / 'report.html'}"]
     if found["failed"]:
         lines += ["", f"{len(found['failed'])} failed; the same command tries them again:"]
@@ -219,12 +219,19 @@ def sweep_check_text(result: Mapping[str, Any]) -> str:
     seconds, count = result["seconds"], len(result["runs"])
     rows = [
         ["runs", f"{count}: {', '.join(result['runs'])}"],
-        ["side by side", f"{result['jobs']} with {result['threads']} threads each ({result['reason']})"],
-        ["time", f"about {seconds['all']:,.0f} s: {count} times the {seconds['one']:,.0f} s of the first"],
+        ["side by side", f"{result['jobs']}, threads of each: {result['threads']} ({result['reason']})"],
+        [
+            "time",
+            f"about {seconds['all']:,.0f} s: {count} times the {seconds['one']:,.0f} s of the first{_less(seconds)}",
+        ],
         ["disk", f"about {result['disk_bytes'] / 2**20:,.0f} MiB"],
         *(["warning", text] for text in result["first"]["warnings"]),
     ]
     return _columns(rows)
+
+
+def _less(seconds: Mapping[str, float]) -> str:
+    return f", less {seconds['shared']:,.0f} s that runs share" if seconds["shared"] else ""
 
 
 def doctor_text(facts: Mapping[str, Any]) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from stillhouse.replicates import student_quantile
 from stillhouse.report.charts import Figure, axis_title, slug, speaker
 from stillhouse.report.findings import Findings, Table
-from stillhouse.report.numbers import ABSENT, Metric, duration, is_number
+from stillhouse.report.numbers import ABSENT, Metric, duration, fixed, is_number
 from stillhouse.report.sweep_figures import Place, ranks, trend
 
 _FEW = 10
@@ -22,16 +23,21 @@ def sweep_findings(found: Mapping[str, Any]) -> Findings:
     evidence = f"{len(seeds)} settings, seeds {', '.join(map(str, found['seeds']))}, {sum(seeds)} runs."
     if found["failed"]:
         evidence += f" Failed and not in any number: {', '.join(found['failed'])}."
-    if max(seeds) < _FEW:
-        evidence += f" {_counted(max(seeds))} are few: the intervals are as wide as so few make them."
+    evidence += _few(max(seeds))
     figures = [figure for metric in metrics if (figure := _figure(found, metric))]
     return Findings(
         _claim(found, metrics[0]), evidence, [_means(found, metrics), *figures, *_differences(found, metrics)]
     )
 
 
-def _counted(seeds: int) -> str:
-    return "One seed" if seeds == 1 else f"{seeds} seeds"
+def _few(seeds: int) -> str:
+    """What so few seeds mean for the intervals; nothing where they are many."""
+    if seeds == 1:
+        return " One seed cannot say how much another one would change: intervals are over examples."
+    if seeds >= _FEW:
+        return ""
+    wide = student_quantile(0.95, seeds - 1)
+    return f" {seeds} seeds are few: a 95\u00a0% interval over them is {fixed(wide, 1)} standard errors to each side."
 
 
 def _claim(found: Mapping[str, Any], metric: Metric) -> str:
@@ -151,7 +157,7 @@ def _every_run(found: Mapping[str, Any], metrics: Sequence[Metric]) -> Table:
                 for e, metric in zip(estimates, metrics, strict=True)
             ]
             rows.append([run["folder"], *cells, duration(run["seconds"])])
-    note = f"± one standard error over examples. {found['jobs']} at a time, {found['threads']} threads each."
+    note = f"± one standard error over examples. {found['jobs']} at a time, threads of each: {found['threads']}."
     return Table("Every run", ["run", *_heads(metrics), "time"], rows, note)
 
 
