@@ -14,6 +14,7 @@ from stillhouse import __version__, registry, world
 from stillhouse.errors import RecipeError, StillhouseError, did_you_mean
 from stillhouse.recipe import Recipe, builtin_recipes
 from stillhouse.recipe_file import find_recipe, load, load_recipe
+from stillhouse.sweep_file import expand, is_sweep, load_sweep
 
 if TYPE_CHECKING:
     from stillhouse.studies.base import Study
@@ -65,6 +66,44 @@ def _conduct(study: Study, folder: Path, as_json: bool) -> None:
     told = study.show(found)
     places = f"Numbers: {folder / study.result}\nReport: {folder / 'report.html'}"
     _emit(found, as_json, f"{told.claim}. {told.evidence}\n{places}")
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="A sweep file, a built-in sweep, or any recipe with --grid.")
+    ],
+    overrides: Overrides = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY.PATH=VALUE,VALUE", help="Values to try; several --grid make every combination."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="SEED,SEED", help="Seeds of every setting.  [0,1,2]")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side.  [default: chosen, and said why]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The sweep's folder.  [default: runs/NAME]")] = None,
+    only_check: Annotated[bool, typer.Option("--check", help="Say what it would cost, and run nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One recipe with several settings and seeds, and what they say together; the same command continues one that was
+    stopped.
+
+    Example: stillhouse sweep quickstart --grid objective.forward_kl.temperature=1,2,4 --seeds 0,1,2
+    """
+    from stillhouse.sweeping import check_sweep, run_sweep
+    from stillhouse.terminal import Bars, sweep_check_text, sweep_text
+
+    wanted = load_sweep(recipe, overrides or [], grid=grid or [], seeds=seeds)
+    runs = expand(wanted, build=True)
+    if only_check:
+        result = check_sweep(wanted, runs, jobs)
+        _emit(result, as_json, sweep_check_text(result))
+        return
+    folder = out or Path("runs") / wanted.name
+    with Bars() as progress:
+        found = run_sweep(wanted, runs, folder, jobs, progress)
+    _emit(found, as_json, sweep_text(found, folder))
+    if found["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -220,7 +259,8 @@ def show(
     elif Path(name).is_dir():
         facts, text = run_facts(Path(name))
     elif Path(name).exists() or name in builtin_recipes():
-        facts = load(name, overrides or []).resolved()
+        loaded = load_sweep(name, overrides or []) if is_sweep(name) else load(name, overrides or [])
+        facts = loaded.resolved()
         text = yaml_text(facts)
     else:
         known = [*(n for kind in registry.FAMILIES for n in registry.names(kind)), *builtin_recipes()]
@@ -258,7 +298,8 @@ def init(
         raise RecipeError(f"{path} exists already and is left as it is. Give another name.")
     lines = [f"name: {path.stem}" if line.startswith("name:") else line for line in text.splitlines()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _emit({"recipe": str(path), "like": like}, as_json, f"Wrote {path}. Next: stillhouse check {path}")
+    following = f"stillhouse sweep {path} --check" if is_sweep(like) else f"stillhouse check {path}"
+    _emit({"recipe": str(path), "like": like}, as_json, f"Wrote {path}. Next: {following}")
 
 
 def _version(wanted: bool) -> None:

@@ -46,15 +46,17 @@ def load(name: str, overrides: Sequence[str] = (), *, build: bool = False) -> Re
         RecipeError: as `load_recipe`; or no such study.
     """
     path = find_recipe(name)
-    raw, lines = _read_yaml(path)
+    raw, lines = read_yaml(path)
     for override in overrides:
         apply_override(raw, override)
+    if "sweep" in raw:
+        raise RecipeError(f"{name} is a sweep, which is many runs. Use `stillhouse sweep {name}`.")
     raw.setdefault("name", path.stem)
     kind: type[Any] = registry.component("study", str(raw["study"])) if "study" in raw else Recipe
     try:
         recipe = kind.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(_explain(error, kind, path, lines, overrides)) from error
+        raise RecipeError(explain(error, kind, path, lines, overrides)) from error
     if not isinstance(recipe, Recipe):
         return recipe
     for place, family, component in recipe.components() if build else ():
@@ -80,7 +82,12 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """A recipe's mapping as it stands in its file, and the line of every key.
+
+    Raises:
+        RecipeError: broken YAML, no mapping, or a key that stands twice.
+    """
     text = path.read_text(encoding="utf-8")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -167,9 +174,10 @@ def _index(items: list[Any], part: str, override: str) -> int:
     )
 
 
-def _explain(
+def explain(
     error: ValidationError, kind: type[Section], path: Path, lines: dict[KeyPath, int], overrides: Sequence[str]
 ) -> str:
+    """What is wrong with a recipe, one line a problem, each with the place where it stands."""
     problems = []
     for item in error.errors(include_url=False):
         place = tuple(item["loc"])

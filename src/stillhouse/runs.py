@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -56,7 +56,7 @@ class StageRecord:
 
 
 class Runnable(Protocol):
-    """What a run folder is made by: a recipe, or a study."""
+    """What a run folder is made by: a recipe, a study, or a sweep."""
 
     @property
     def name(self) -> str:
@@ -81,18 +81,25 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def claim(cls, path: str | Path, recipe: Runnable) -> Generator[RunFolder, None, None]:
+    def claim(
+        cls, path: str | Path, recipe: Runnable, *, free: Collection[str] = ("track",)
+    ) -> Generator[RunFolder, None, None]:
         """Hold a run folder for one recipe; a second process is refused, and so is another recipe.
+
+        Args:
+            path: of the folder, which is made where it is not there.
+            recipe: what it is for.
+            free: keys that may change under way; of a recipe, the trackers, which only look on.
 
         Raises:
             RunError: the folder is in use, or was made by another recipe.
         """
         folder = cls(path)
         with ExitStack() as held:
-            world.first(lambda: folder._take(recipe, held))
+            world.first(lambda: folder._take(recipe, held, free))
             yield folder
 
-    def _take(self, recipe: Runnable, held: ExitStack) -> None:
+    def _take(self, recipe: Runnable, held: ExitStack, free: Collection[str]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = held.enter_context((self.path / ".lock").open("a+"))
         try:
@@ -106,17 +113,17 @@ class RunFolder:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        self._adopt(recipe)
+        self._adopt(recipe, free)
 
-    def _adopt(self, recipe: Runnable) -> None:
+    def _adopt(self, recipe: Runnable, free: Collection[str]) -> None:
         place = self.path / "recipe.yaml"
         wanted = recipe.resolved()
         if place.exists():
             found = yaml.safe_load(place.read_text(encoding="utf-8"))
-            if differences := _differences(_without_watchers(found), _without_watchers(wanted)):
+            if differences := _differences(_without(found, free), _without(wanted, free)):
                 raise RunError(
                     f"{self.path} was made by another recipe; it differs in {', '.join(differences)}. Two ways on: "
-                    "continue the old run with its own recipe (`stillhouse run "
+                    f"continue the old run with its own recipe (`stillhouse {'sweep' if 'sweep' in wanted else 'run'} "
                     f"{place} --out {self.path}`), or give this one a folder of its own with --out."
                 )
             if found == wanted:
@@ -141,6 +148,10 @@ class RunFolder:
         found = yaml.safe_load(place.read_text(encoding="utf-8"))
         if "study" in found:
             raise RunError(f"{self.path} holds a study, which has no models: its answer is in report.html there.")
+        if "sweep" in found:
+            raise RunError(
+                f"{self.path} holds a sweep; its runs are in {self.path / 'runs'}, what they say in report.html."
+            )
         return Recipe.model_validate(found)
 
     @contextmanager
@@ -160,8 +171,12 @@ class RunFolder:
         started = time.perf_counter()
         yield record, False
         record.seconds = time.perf_counter() - started
-        self.write_json(f"stages/{name}.json", {"stage": name, **_without_name(record)})
+        self.keep(record)
         world.wait()
+
+    def keep(self, record: StageRecord) -> None:
+        """Write a stage's record, which says that the stage is whole."""
+        self.write_json(f"stages/{record.name}.json", {"stage": record.name, **_without_name(record)})
 
     def stage_record(self, name: str) -> StageRecord | None:
         """What a finished stage left, or None."""
@@ -239,9 +254,8 @@ class RunFolder:
         )
 
 
-def _without_watchers(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without what only looks on: a tracker may be added or left out under way."""
-    return {key: value for key, value in recipe.items() if key != "track"}
+def _without(recipe: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key not in free}
 
 
 def _without_name(record: StageRecord) -> dict[str, Any]:

@@ -22,10 +22,10 @@ FloatArray = NDArray[np.float64]
 
 _POWER = 2.80
 """Standard errors between no difference and one that a two-sided 5 % test finds with 80 % power: 1.96 + 0.84."""
-_FEWEST = 6
+FEWEST = 6
 """Examples that must differ before a difference can be resolved: with fewer, even if all of them point one way, a
 test of the signs does not reach 5 % (2 / 2**5 = 6 %), and a bootstrap of so few is too sure of itself."""
-_RESAMPLES = 2000
+RESAMPLES = 2000
 _WEIGHTS = 2**22
 """Bootstrap weights that exist at once: 32 MiB."""
 
@@ -110,19 +110,19 @@ def estimate(measurement: Measurement) -> Estimate:
     >>> estimate(Measurement(("a", "b"), np.array([[1.0, 1.0], [0.0, 1.0]])))
     Estimate(value=0.5, stderr=0.5, n=2)
     """
-    value, n = _value(measurement), len(measurement.ids)
+    value, n = value_of(measurement), len(measurement.ids)
     if n < 2:
         return Estimate(value, None, n)
     if measurement.kind == "ratio":
         above_E, below_E = measurement.sums_EM.T
         residual_E = (above_E - value * below_E) / below_E.sum()
         return Estimate(value, float(np.sqrt(n / (n - 1) * (residual_E**2).sum())), n)
-    values_R = _bootstrap([measurement], _RESAMPLES, seed=0)[:, 0]
+    values_R = bootstrap([measurement], RESAMPLES, seed=0)[:, 0]
     return Estimate(value, _spread(values_R, n), n)
 
 
 def compare(
-    a: Measurement, b: Measurement, *, resamples: int = _RESAMPLES, seed: int = 0, confidence: float = 0.95
+    a: Measurement, b: Measurement, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = 0.95
 ) -> Comparison:
     """How much larger `a` is than `b`, paired example by example.
 
@@ -141,16 +141,16 @@ def compare(
     >>> compare(right, wrong).difference, compare(right, wrong).resolved, compare(right, right).resolved
     (1.0, True, False)
     """
-    a, b = _pair(a, b)
-    n, difference = len(a.ids), _value(a) - _value(b)
+    a, b = pair(a, b)
+    n, difference = len(a.ids), value_of(a) - value_of(b)
     if n < 2:
         return Comparison(difference, None, None, None, None, resolved=False, n=n)
-    values_RC = _bootstrap([a, b], resamples, seed)
+    values_RC = bootstrap([a, b], resamples, seed)
     differences_R = values_RC[:, 0] - values_RC[:, 1]
     low, high = _interval(differences_R, confidence)
     stderr = _spread(differences_R, n)
     mde = _POWER * stderr
-    seen = not low <= 0 <= high and abs(difference) >= mde and _differing(a, b) >= _FEWEST
+    seen = not low <= 0 <= high and abs(difference) >= mde and differing(a, b) >= FEWEST
     return Comparison(difference, low, high, stderr, mde, resolved=seen, n=n)
 
 
@@ -185,23 +185,25 @@ def _share(
     below: Callable[[FloatArray], FloatArray],
 ) -> Share | None:
     """`above / below`, both functions of the models' values; None where the interval of `below` touches zero."""
-    paired = _pair(*measurements)
+    paired = pair(*measurements)
     if len(paired[0].ids) < 2:
         return None
-    values_C = np.array([_value(m) for m in paired])
-    values_CR = _bootstrap(paired, _RESAMPLES, seed=0).T
+    values_C = np.array([value_of(m) for m in paired])
+    values_CR = bootstrap(paired, RESAMPLES, seed=0).T
     lowest, highest = _interval(below(values_CR), 0.95)
     if lowest <= 0 <= highest:
         return None
-    share_R = np.divide(
-        above(values_CR), below(values_CR), where=below(values_CR) != 0, out=np.full(_RESAMPLES, np.nan)
-    )
+    share_R = np.divide(above(values_CR), below(values_CR), where=below(values_CR) != 0, out=np.full(RESAMPLES, np.nan))
     return Share(float(above(values_C) / below(values_C)), *_interval(share_R, 0.95))
 
 
-def _pair(*measurements: Measurement) -> list[Measurement]:
+def pair(*measurements: Measurement) -> list[Measurement]:
     """The same examples in the same order, which is that of their ids, so that no result depends on the order of
-    rows."""
+    rows.
+
+    Raises:
+        DataError: measured on different examples, or different kinds of measurement.
+    """
     sets = [set(m.ids) for m in measurements]
     shared = set.intersection(*sets)
     if any(len(m.ids) != len(shared) for m in measurements):
@@ -224,14 +226,19 @@ def _in_order(measurement: Measurement) -> Measurement:
     return Measurement(tuple(measurement.ids[i] for i in order), measurement.sums_EM[order], measurement.kind)
 
 
-def _differing(a: Measurement, b: Measurement) -> int:
+def differing(a: Measurement, b: Measurement) -> int:
     """Examples on which the two contributed different amounts."""
     if a.sums_EM.shape != b.sums_EM.shape:
         return len(a.ids)
     return int((a.sums_EM != b.sums_EM).any(axis=1).sum())
 
 
-def _value(measurement: Measurement) -> float:
+def value_of(measurement: Measurement) -> float:
+    """The value alone.
+
+    Raises:
+        DataError: there is nothing to divide by.
+    """
     value = float(_apply(measurement.kind, measurement.sums_EM.sum(axis=0, keepdims=True))[0])
     if not np.isfinite(value):
         sums = measurement.sums_EM.sum(axis=0).tolist()
@@ -249,7 +256,7 @@ def _apply(kind: Kind, sums_RM: FloatArray) -> FloatArray:
     return np.divide(above_R, below_R, where=below_R != 0, out=np.full(len(sums_RM), np.nan))
 
 
-def _bootstrap(measurements: Sequence[Measurement], resamples: int, seed: int) -> FloatArray:
+def bootstrap(measurements: Sequence[Measurement], resamples: int, seed: int) -> FloatArray:
     """Values [R, C] of all measurements under the same R draws of their E examples; they must be in the same order."""
     count = len(measurements[0].ids)
     draw = np.random.default_rng(seed)

@@ -178,6 +178,62 @@ def _within(estimate: Mapping[str, Any]) -> str:
     return f", in {estimate['peak_memory_stage']}" if estimate["rehearsed"] else ""
 
 
+def sweep_text(found: Mapping[str, Any], folder: Path) -> str:
+    """The settings' means, the differences, what failed, and where the page is."""
+    shown = found["shown"]
+    rows = [["", *(f"{name} ({found['metrics'][name]['unit']})" for name in shown)]]
+    for name, setting in found["settings"].items():
+        means = setting["means"].get("student", {})
+        rows.append([name, *(_mean_text(means[metric]) if metric in means else "-" for metric in shown)])
+    lines = [_columns(rows), "", "Means over seeds, 95 % interval over seeds."]
+    for pair, differences in found["comparisons"].items():
+        lines += [
+            f"{name}, {pair}: {verdict(_as_comparison(differences[name]))}" for name in shown if name in differences
+        ]
+    for name, setting in found["settings"].items():
+        control = setting["student - control"]
+        lines += [
+            f"{m}, {name}, student - control: {verdict(_as_comparison(control[m]))}" for m in shown if m in control
+        ]
+    lines += [f"{found['jobs']} at a time, threads of each: {found['threads']} ({found['reason']})."]
+    lines += [f"Numbers: {folder / 'sweep.json'}", f"Report: {folder / 'report.html'}"]
+    if found["failed"]:
+        lines += ["", f"{len(found['failed'])} failed; the same command tries them again:"]
+        lines += [f"  {name}: {error}" for name, error in found["failed"].items()]
+    return "\n".join(lines)
+
+
+def _mean_text(mean: Mapping[str, Any]) -> str:
+    if mean["low"] is None:
+        return number(mean["value"])
+    return f"{number(mean['value'])} [{number(mean['low'])}, {number(mean['high'])}]"
+
+
+def _as_comparison(difference: Mapping[str, Any]) -> dict[str, Any]:
+    """A difference as `verdict` reads a comparison: its n is what was paired."""
+    return {**difference, "n": difference["examples"] or difference["seeds"]}
+
+
+def sweep_check_text(result: Mapping[str, Any]) -> str:
+    """What a sweep would do and cost."""
+    seconds, count = result["seconds"], len(result["runs"])
+    rows = [
+        ["runs", f"{count}: {', '.join(result['runs'])}"],
+        ["side by side", f"{result['jobs']}, threads of each: {result['threads']} ({result['reason']})"],
+        [
+            "time",
+            f"about {seconds['all']:,.0f} s: {count} times the {seconds['one']:,.0f} s of the first{_less(seconds)}",
+        ],
+        ["disk", f"about {result['disk_bytes'] / 2**20:,.0f} MiB"],
+        *(["warning", text] for text in result["first"]["warnings"]),
+    ]
+    return _columns(rows)
+
+
+def _less(seconds: Mapping[str, float]) -> str:
+    return f", less {seconds['shared']:,.0f} s that runs share" if seconds["shared"] else ""
+
+
 def doctor_text(facts: Mapping[str, Any]) -> str:
     """What `doctor` found, problems last, where a person looks."""
     rows = [

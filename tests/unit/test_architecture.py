@@ -30,8 +30,10 @@ LAYERS: list[set[str]] = [
         "recipe",
         "recipe_file",
         "records",
+        "replicates",
         "runs",
         "statistics",
+        "sweep_file",
         "results",
         "world",
     },
@@ -54,11 +56,14 @@ LAYERS: list[set[str]] = [
         "shortcuts",
         "stages",
         "studies",
+        "sweep_sharing",
+        "sweep_summary",
+        "sweeping",
         "terminal",
         "testing",
         "workshop",
     },
-    {"cli", "__main__"},
+    {"cli", "__main__", "tethered"},
 ]
 """From the ground up. The registry imports components by name at run time, so it stands on the ground as well."""
 PEERS = [0, 1, 6, 7]
