@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 MARKER = "####"
@@ -65,6 +66,18 @@ def normalized(text: str) -> str:
     'the answer is (a)'
     """
     return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+def choice(text: str, choices: Sequence[str]) -> str | None:
+    """Which of several choices a text settles on: the last that it names as a word of its own; None if it names none.
+
+    >>> choice("Not yes: the answer is maybe.", ["yes", "no", "maybe"])
+    'maybe'
+    """
+    words = normalized(text)
+    last = {c: [m.end() for m in re.finditer(rf"(?<!\w){re.escape(normalized(c))}(?!\w)", words)] for c in choices}
+    named = {c: ends[-1] for c, ends in last.items() if ends}
+    return max(named, key=lambda c: (named[c], len(c))) if named else None
 
 
 def first_paragraph(text: str) -> str:

@@ -165,7 +165,7 @@ def test_imports_go_down() -> None:
         ("objectives.forward_kl", "objectives.reverse_kl", "can be deleted"),
         ("evaluation._logits", "evaluation.tasks", "can be deleted"),
         ("objectives.forward_kl", "objectives.base", None),
-        ("evaluation.tasks", "evaluation._questions", None),
+        ("evaluation.tasks", "evaluation._logits", None),
         ("recipe", "registry", None),
         ("training.loop", "objectives.base", None),
         ("report.page", "report.svg", None),

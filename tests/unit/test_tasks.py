@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from stillhouse import registry
 from stillhouse.data.batching import TokenBatch
+from stillhouse.data.questions import one_of, questions
 from stillhouse.data.rendering import Renderer
 from stillhouse.errors import DataError, ModelError, RecipeError
-from stillhouse.evaluation._questions import one_of, questions
 from stillhouse.evaluation.base import Heldout, Result
 from stillhouse.evaluation.tasks import Tasks
 from stillhouse.models import CausalLM
@@ -317,7 +317,7 @@ class TestOwnData:
         row = next(rows(shared / "data" / "pubmedqa" / "test.jsonl"))
         example = Example(id="a", prompt=row.pop("question"), meta=row)
         (asked,) = questions(
-            [example], None, template="{contexts}\n\nQuestion: {prompt}\nAnswer:", answer="final_decision"
+            [example], None, template="{contexts}\n\nQuestion: {prompt}\nAnswer:", answer="final_decision", by="tasks"
         )
         assert asked.example.prompt is not None
         assert asked.example.prompt.startswith(row["contexts"][0] + "\n" + row["contexts"][1])

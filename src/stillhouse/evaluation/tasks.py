@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 
 from stillhouse.answers import first_paragraph, normalized, number
+from stillhouse.data.questions import PLACEHOLDER, Question, choices_of, one_of, place_of, questions
 from stillhouse.data.sources import read_source
 from stillhouse.errors import DataError
 from stillhouse.evaluation._logits import nats, renderer_for, sum_by_example
-from stillhouse.evaluation._questions import PLACEHOLDER, Question, choices_of, one_of, place_of, questions
 from stillhouse.evaluation.base import Evaluator, Heldout, Result
 from stillhouse.models import CausalLM, Sampling
 from stillhouse.recipe import Source
@@ -147,7 +147,7 @@ class Tasks(Evaluator):
                 f"Example {running.id!r} is running text, which asks no question. Leave tasks out of evaluate, or give "
                 "it questions of its own under data."
             )
-        asked = questions(examples, self.data, template=self.template, answer=self.answer)
+        asked = questions(examples, self.data, template=self.template, answer=self.answer, by="tasks")
         if self.form == "choice":
             return self._choose(model, data, asked)
         return self._write(model, data, asked[: self.limit])

@@ -27,7 +27,7 @@ class Question:
 
 
 def questions(
-    examples: Sequence[Example], source: Source | None, *, template: str | None, answer: str | None
+    examples: Sequence[Example], source: Source | None, *, template: str | None, answer: str | None, by: str
 ) -> list[Question]:
     """Examples with their prompts built and their answers found.
 
@@ -36,6 +36,7 @@ def questions(
         source: whose column names the template may use besides those of examples; None for held-out data.
         template: of the prompt, with `{column}` placeholders; None leaves it.
         answer: column of the answer; None takes `answer`, `final` or the completion.
+        by: whose settings these are, for messages.
 
     Raises:
         DataError: a row without an answer, a placeholder without a column, running text.
@@ -44,9 +45,18 @@ def questions(
     found = []
     for example in examples:
         columns = _columns(example, mapped)
-        asked = example if template is None else _fill(example, template, columns)
-        found.append(Question(asked, _gold(example, columns, answer)))
+        asked = example if template is None else _fill(example, template, columns, by)
+        found.append(Question(asked, _gold(example, columns, answer, by)))
     return found
+
+
+def prompted(example: Example, template: str, *, by: str) -> Example:
+    """An example whose prompt is made by a template with `{column}` placeholders.
+
+    Raises:
+        DataError: a placeholder without a column.
+    """
+    return _fill(example, template, _columns(example, {}), by)
 
 
 def choices_of(question: Question, choices: str | Sequence[str]) -> list[str]:
@@ -93,11 +103,11 @@ def _columns(example: Example, mapped: Mapping[str, str]) -> dict[str, Any]:
     return {**own, **{column: own[key] for column, key in mapped.items() if key in own}, **example.meta}
 
 
-def _fill(example: Example, template: str, columns: Mapping[str, Any]) -> Example:
+def _fill(example: Example, template: str, columns: Mapping[str, Any], by: str) -> Example:
     def value(match: re.Match[str]) -> str:
         if match[1] not in columns:
             raise DataError(
-                f"tasks.template uses {match[0]}, and example {example.id!r} has no such column. "
+                f"{by}.template uses {match[0]}, and example {example.id!r} has no such column. "
                 f"{did_you_mean(match[1], columns)}"
             )
         found = columns[match[1]]
@@ -107,11 +117,11 @@ def _fill(example: Example, template: str, columns: Mapping[str, Any]) -> Exampl
     return Example(id=example.id, prompt=prompt, completion=example.completion, meta=example.meta)
 
 
-def _gold(example: Example, columns: Mapping[str, Any], answer: str | None) -> Any:
+def _gold(example: Example, columns: Mapping[str, Any], answer: str | None, by: str) -> Any:
     if answer is not None:
         if columns.get(answer) is None:
             raise DataError(
-                f"Example {example.id!r} has no column {answer!r}, which tasks.answer names. "
+                f"Example {example.id!r} has no column {answer!r}, which {by}.answer names. "
                 f"{did_you_mean(answer, columns)}"
             )
         return columns[answer]
@@ -124,7 +134,7 @@ def _gold(example: Example, columns: Mapping[str, Any], answer: str | None) -> A
         return example.messages[-1]["content"]
     raise DataError(
         f"Example {example.id!r} holds no answer to judge by: no column named answer or final, and no completion. Set "
-        f"tasks.answer to the column that holds it. The columns are: {', '.join(columns) or 'none'}."
+        f"{by}.answer to the column that holds it. The columns are: {', '.join(columns) or 'none'}."
     )
 
 
