@@ -20,7 +20,7 @@ def best(
     method: BestOfN, answers: list[str | Answer], grades: list[str] | None = None
 ) -> tuple[list[Example], Workbench]:
     def says(e: Example) -> str | Answer:
-        kind, _, place = e.id.partition("~")
+        place = e.id.partition("~")[2]
         return grades[int(place.removeprefix("grade"))] if grades and "grade" in place else answers[int(place)]
 
     bench = Workbench(Scripted(says))

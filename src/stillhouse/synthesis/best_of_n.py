@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from stillhouse.records import Example
 from stillhouse.synthesis.base import Request, Synthesizer, Workbench
 from stillhouse.teachers.base import Answer
 
-_GRADE = 4
-"""Tokens of a judge's grade."""
+_GRADE = re.compile(r"\d+(?:\.\d+)?")
+_GRADE_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +111,11 @@ class BestOfN(Synthesizer):
             )
             for n, text in enumerate(texts)
         ]
-        sampling = Sampling(max_new_tokens=_GRADE, seed=self.seed, batch_size=self.batch_size)
-        grades = [number(answer.text.strip().partition("\n")[0]) for answer in bench.teacher.answer(asked, sampling)]
+        sampling = Sampling(max_new_tokens=_GRADE_TOKENS, seed=self.seed, batch_size=self.batch_size)
+        grades = [_GRADE.search(answer.text) for answer in bench.teacher.answer(asked, sampling)]
         if missing := sum(grade is None for grade in grades):
             bench.notes["answers that the judge gave no grade"] += missing
-        return [float(grade or 0) for grade in grades]
+        return [float(grade[0]) if grade else 0.0 for grade in grades]
 
 
 def _f1(a: Counter[str], b: Counter[str]) -> float:
