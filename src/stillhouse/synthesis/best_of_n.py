@@ -94,9 +94,9 @@ class BestOfN(Synthesizer):
         texts = [answer.text for answer in candidates]
         if self.by == "agreement":
             finals = [number(text) for text in texts]
-            votes = Counter(value for value in finals if value is not None)
+            votes = [0 if value is None else finals.count(value) for value in finals]
             longest = 1 + max(map(len, texts))
-            return [votes[value] - len(text) / longest for value, text in zip(finals, texts, strict=True)]
+            return [count - len(text) / longest for count, text in zip(votes, texts, strict=True)]
         if self.by == "medoid":
             words = [Counter(normalized(text).split()) for text in texts]
             return [sum(_f1(a, b) for b in words) - 1 for a in words]
