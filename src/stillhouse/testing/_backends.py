@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from stillhouse.data.rendering import Renderer
@@ -22,7 +23,7 @@ from stillhouse.errors import DataError
 from stillhouse.models import CausalLM, Sampling
 from stillhouse.records import Example, fingerprint
 from stillhouse.testing._faults import Faults, Lie, spoil
-from stillhouse.testing._protocol import Entry, Job, Message, Position, Prompt, RefusedError, Written
+from stillhouse.testing._protocol import Entry, Job, Message, Position, Prompt, RefusedError, Written, check_limit
 
 T = TypeVar("T")
 
@@ -57,8 +58,6 @@ class Backend(ABC, Generic[T]):
 
     context: int
     """Tokens of prompt and answer together."""
-    vocabulary: int = 0
-    """Tokens that there are; 0 where there are no log-probabilities."""
 
     def turn(self) -> AbstractContextManager[Any]:
         """Held while it works, so that what works on one request at a time does."""
@@ -79,10 +78,10 @@ class Backend(ABC, Generic[T]):
         if fault:
             tokens, ended = spoil(fault, tokens, limit, self.encode)
         tokens, text, stop = self._until(tokens, job.stop)
-        whole = self.close(prompt, tokens) if ended and stop is None else tokens
+        whole = self.with_end(prompt, tokens) if ended and stop is None else tokens
         before, after = self.score(prompt, whole, order)
         return Written(
-            prompt=self.decode(prompt),
+            prompt=job.prompt if isinstance(job.prompt, str) else self.decode(prompt),
             read=len(prompt),
             ids=self.ids(prompt, whole),
             text=text,
@@ -107,8 +106,8 @@ class Backend(ABC, Generic[T]):
                 seen,
             )
         room = self.context - read if job.limit is None else job.limit
-        if job.limit is None and room < 1:
-            raise RefusedError(f"max_tokens must be at least 1, got {room}.", "max_tokens", room)
+        if job.limit is None:
+            check_limit(room)
         return room
 
     def _until(self, tokens: list[T], stops: Sequence[str]) -> tuple[list[T], str, str | None]:
@@ -138,7 +137,7 @@ class Backend(ABC, Generic[T]):
     def decode(self, tokens: list[T]) -> str:
         """The text of tokens."""
 
-    def close(self, prompt: list[T], tokens: list[T]) -> list[T]:
+    def with_end(self, prompt: list[T], tokens: list[T]) -> list[T]:
         """An answer with the end token that it ended by."""
         return tokens
 
@@ -202,7 +201,8 @@ def _messages(prompt: Prompt) -> list[Message]:
 class ModelBackend(Backend[int]):
     """A model, one request at a time.
 
-    A conversation goes through the chat template; where there is none, its last user content is the prompt.
+    Prompts become tokens as `Renderer.prompt_ids` makes them, so that the model answers as it does in the process that
+    asks. A conversation goes through the chat template; where there is none, its last user content is the prompt.
     """
 
     def __init__(self, lm: CausalLM, max_logprobs: int) -> None:
@@ -218,7 +218,7 @@ class ModelBackend(Backend[int]):
         return self._lock
 
     def read(self, job: Job) -> list[int]:
-        """As `Renderer.prompt_ids` does."""
+        """By the renderer, within what the model knows."""
         self._asked("sample", "logprobs", job.logprobs)
         self._asked("prompt", "prompt_logprobs", job.prompt_logprobs)
         ids = self._ids_of(job)
@@ -241,7 +241,7 @@ class ModelBackend(Backend[int]):
             return self._plain.prompt_ids(Example(id="", prompt=users[-1] if users else ""))
         try:
             return self._chat.prompt_ids(Example(id="of the request", messages=tuple(messages)))
-        except DataError as error:
+        except (DataError, TemplateError) as error:
             raise RefusedError(str(error), "messages") from error
 
     def _asked(self, what: str, param: str, count: int | None) -> None:
@@ -267,7 +267,7 @@ class ModelBackend(Backend[int]):
         """Without special tokens."""
         return str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def close(self, prompt: list[int], tokens: list[int]) -> list[int]:
+    def with_end(self, prompt: list[int], tokens: list[int]) -> list[int]:
         """By the end token, the likeliest where there are several."""
         ends = self.lm.end_ids()
         if len(ends) < 2:
@@ -314,7 +314,7 @@ class ModelBackend(Backend[int]):
     def _entries(self, logprobs_NV: Tensor, tokens: list[int], count: int) -> list[list[Entry]]:
         own_N1 = logprobs_NV.gather(1, torch.tensor(tokens, device=logprobs_NV.device)[:, None])
         ranks = (logprobs_NV >= own_N1).sum(1).tolist()
-        top = logprobs_NV.topk(self.vocabulary if count == -1 else count)
+        top = logprobs_NV.topk(self.vocabulary if count == -1 else min(count, self.vocabulary))
         found = []
         for place, token in enumerate(tokens):
             likely = zip(top.indices[place].tolist(), top.values[place].tolist(), strict=True)

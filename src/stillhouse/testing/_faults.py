@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -131,7 +132,7 @@ class Faults:
         """A Retry-After header that asks to wait so long."""
         if self.retry_after_form == "seconds":
             return f"{seconds:.3f}".rstrip("0").rstrip(".")
-        return formatdate(-(-(time.time() + seconds) // 1), usegmt=True)
+        return formatdate(math.ceil(time.time() + seconds), usegmt=True)
 
     def _drawn(self, names: tuple[str, ...], asked: str, attempt: int) -> str | None:
         at = self._draw(names[0], asked, attempt)
@@ -143,6 +144,9 @@ class Faults:
 
     def _draw(self, what: str, asked: str, attempt: int) -> float:
         return int(fingerprint([self.seed, what, asked, attempt]), 16) / 2**64
+
+
+HONEST = Faults()
 
 
 class RateLimit:

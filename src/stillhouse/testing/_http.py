@@ -52,13 +52,18 @@ class Owner(Protocol):
 
 
 class Http(ThreadingHTTPServer):
-    """Connections and their threads, all of which end when it does."""
+    """Connections and their threads, all of which end when it does.
+
+    Attributes:
+        broken: the first thing that went wrong here.
+    """
 
     daemon_threads = False  # so that server_close waits for them
     request_queue_size = 256
 
     def __init__(self, owner: Owner, port: int) -> None:
         self.owner = owner
+        self.broken: BaseException | None = None
         self._open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), _Handler)
 
@@ -80,8 +85,10 @@ class Http(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print what went wrong here."""
-        if not isinstance(sys.exception(), ConnectionError):  # a client that hangs up is none of our errors
+        """Keep and print what went wrong here; that a client hangs up is no error of ours."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError):
+            self.broken = self.broken or error
             super().handle_error(request, client_address)
 
 

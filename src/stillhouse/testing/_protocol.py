@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -109,7 +110,7 @@ class Written:
     refusal: str | None = None
 
 
-class Request(BaseModel):
+class Request(BaseModel, ABC):
     """What both endpoints know; other fields are ignored, as vLLM ignores them."""
 
     model_config = ConfigDict(extra="ignore")
@@ -132,17 +133,19 @@ class Request(BaseModel):
         field = cls.model_fields[str(info.field_name)]
         return field.default if value is None and not field.is_required() else value
 
+    @abstractmethod
     def jobs(self) -> list[Job]:
-        """One for each prompt."""
-        raise NotImplementedError
+        """One for each prompt.
 
+        Raises:
+            RefusedError: what is asked makes no sense.
+        """
+
+    @abstractmethod
     def body(self, model: str, written: Sequence[Written]) -> dict[str, Any]:
         """The response."""
-        raise NotImplementedError
 
     def _job(self, prompt: Prompt, limit: int | None, logprobs: int | None, *, special: bool = True) -> Job:
-        if limit == 0 and not getattr(self, "echo", False):
-            raise RefusedError("max_tokens must be at least 1, got 0.", "max_tokens", 0)
         stops = [self.stop] if isinstance(self.stop, str) else self.stop
         return Job(
             prompt=prompt,
@@ -175,6 +178,16 @@ class Request(BaseModel):
         ]
 
 
+def check_limit(limit: int | None) -> None:
+    """Something must be written, where a prompt is not asked back.
+
+    Raises:
+        RefusedError: nothing is.
+    """
+    if limit is not None and limit < 1:
+        raise RefusedError(f"max_tokens must be at least 1, got {limit}.", "max_tokens", limit)
+
+
 class Turn(BaseModel):
     """One message of a conversation; its content may come in parts of text."""
 
@@ -203,6 +216,7 @@ class ChatRequest(Request):
         if self.top_logprobs and not self.logprobs:
             raise RefusedError("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        check_limit(limit)
         messages = [turn.message() for turn in self.messages]
         return [self._job(messages, limit, self.top_logprobs if self.logprobs else None)]
 
@@ -251,6 +265,8 @@ class CompletionRequest(Request):
         if not prompts or not all(prompts):
             raise RefusedError("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
         limit = 16 if self.max_tokens is None else self.max_tokens
+        if not self.echo:
+            check_limit(limit)
         jobs = [self._job(prompt, limit, self.logprobs, special=self.add_special_tokens) for prompt in prompts]
         if not self.echo or self.prompt_logprobs is not None:
             return jobs

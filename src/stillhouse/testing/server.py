@@ -32,7 +32,7 @@ from stillhouse.models import CausalLM
 from stillhouse.records import fingerprint
 from stillhouse.registry import explain
 from stillhouse.testing._backends import Answering, Asked, Backend, ModelBackend, Order
-from stillhouse.testing._faults import RATES, Faults, RateLimit
+from stillhouse.testing._faults import HONEST, RATES, Faults, RateLimit
 from stillhouse.testing._http import HANG_UP, Http, Reply
 from stillhouse.testing._protocol import RefusedError, error_body, models_body, read_request
 
@@ -78,7 +78,7 @@ def serve(
     model: str | CausalLM | Backend[Any],
     *,
     name: str = "teacher",
-    faults: Faults = Faults(),  # noqa: B008 -- a value
+    faults: Faults = HONEST,
     key: str | None = None,
     port: int = 0,
     max_logprobs: int = 20,
@@ -96,6 +96,7 @@ def serve(
     Raises:
         ModelError: the model cannot be loaded.
         OSError: the port is taken.
+        Exception: at the end of the block, what went wrong in the server itself, such as in the function that answers.
     """
     loaded = CausalLM.load(model) if isinstance(model, str) else model
     backend = ModelBackend(loaded, max_logprobs) if isinstance(loaded, CausalLM) else loaded
@@ -104,6 +105,8 @@ def serve(
         yield server
     finally:
         server.close()
+        if server.broken is not None:
+            raise server.broken
 
 
 class Server:
@@ -133,6 +136,11 @@ class Server:
         """What was asked so far, in the order it came."""
         with self._lock:
             return list(self._seen)
+
+    @property
+    def broken(self) -> BaseException | None:
+        """The first error that was the server's own and no fault it was told to have; its client was cut off."""
+        return self._http.broken
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has stopped of itself, by `Faults.die_after`; whether it has."""
