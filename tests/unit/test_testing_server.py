@@ -571,6 +571,16 @@ def test_logprobs_that_are_promised_and_missing(lm: CausalLM) -> None:
         assert choice["logprobs"]["token_logprobs"]
 
 
+def test_a_strict_server_refuses_what_is_not_openais_own(lm: CausalLM) -> None:
+    with serve(lm, faults=Faults(strict=True)) as server:
+        assert ask(server, {**TEXT, "logprobs": 1, "seed": 1})["logprobs"]["tokens"]
+        answer = post(server, "completions", {**TEXT, "prompt_logprobs": 1})
+        assert (answer.status_code, answer.json()) == (
+            422,
+            {"detail": "Unexpected fields in the request: ['prompt_logprobs']"},
+        )
+
+
 def test_tokens_named_by_their_text_collide(lm: CausalLM) -> None:
     asked = {**TEXT, "max_tokens": 1, "logprobs": -1, "return_tokens_as_token_ids": True, "return_token_ids": True}
     with serve(lm, max_logprobs=-1) as server:

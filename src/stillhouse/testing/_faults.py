@@ -65,6 +65,7 @@ class Faults:
         logprob_temperature: as said.
         text_keys: tokens are named by their text, though ids were asked for, so that tokens that are no whole character
             collide.
+        strict: fields that are not OpenAI's own are refused by 422, in the form of `transformers serve`.
         seed: of the draws.
 
     Raises:
@@ -99,6 +100,7 @@ class Faults:
     prompt_logprobs: Lie = "honest"
     logprob_temperature: float = 2.0
     text_keys: bool = False
+    strict: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

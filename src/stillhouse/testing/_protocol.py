@@ -6,6 +6,7 @@ Nothing here knows a model, and what a server may do wrong is not here either.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -25,6 +26,12 @@ Prompt = str | list[int] | list[Message]
 Finish = Literal["stop", "length"]
 Ids = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(min_length=1)]
 Count = Annotated[int, Field(ge=-1)]
+OWN = {
+    *("model", "messages", "prompt", "suffix", "echo", "stop", "seed", "n", "best_of", "user", "store", "metadata"),
+    *("max_tokens", "max_completion_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty"),
+    *("logprobs", "top_logprobs", "logit_bias", "stream", "stream_options", "response_format", "service_tier"),
+}
+"""Fields of OpenAI's own, as far as they are about text."""
 
 
 class RefusedError(Exception):
@@ -320,6 +327,11 @@ def read_request(path: str, raw: bytes) -> Request:
         return kind.model_validate_json(raw)
     except ValidationError as error:
         raise RefusedError(explain(error)) from error
+
+
+def extensions(raw: bytes) -> list[str]:
+    """Fields of a request that OpenAI does not know."""
+    return sorted(set(json.loads(raw)) - OWN)
 
 
 def error_body(message: str, kind: str, code: int | str, param: str | None = None) -> dict[str, Any]:

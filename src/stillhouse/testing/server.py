@@ -34,7 +34,7 @@ from stillhouse.registry import explain
 from stillhouse.testing._backends import Answering, Asked, Backend, ModelBackend, Order
 from stillhouse.testing._faults import HONEST, RATES, Faults, RateLimit
 from stillhouse.testing._http import HANG_UP, Http, Reply
-from stillhouse.testing._protocol import RefusedError, error_body, models_body, read_request
+from stillhouse.testing._protocol import RefusedError, error_body, extensions, models_body, read_request
 
 __all__ = ["Faults", "Seen", "Server", "answering", "serve"]
 
@@ -195,6 +195,8 @@ class Server:
             request = read_request(path, raw)
             if request.model not in (None, self._name):
                 raise RefusedError(f"The model `{request.model}` does not exist.", "model", status=404)
+            if self._faults.strict and (strange := extensions(raw)):
+                return Reply.of(422, {"detail": f"Unexpected fields in the request: {strange}"})
             if self._faults.text_keys:
                 request = request.model_copy(update={"return_tokens_as_token_ids": False, "return_token_ids": False})
             written = []
