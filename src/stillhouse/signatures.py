@@ -8,11 +8,12 @@ is wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stillhouse.generalising import HELDOUT, TRAIN, Measured, Shift
-from stillhouse.statistics import Comparison, Metric, compare, estimate, gap_closed, recovery
+from stillhouse.statistics import Comparison, Measurement, Metric, compare, estimate, gap_closed, recovery
 
 SOURCE = "arXiv 2504.14772"
 
@@ -25,15 +26,18 @@ average. With few examples even a perfect model shows an error of some hundredth
 OVERCONFIDENT = 0.02
 """How much larger than its teacher's the student's calibration error must be: below that its probabilities serve as
 well as its teacher's."""
-FLUENT = 0.9
-"""Share of the way in bits per byte from the student before training to its teacher. A student that starts from
-nothing makes most of the way by learning which words there are and how texts look; only the last tenth is left to
-what they say."""
+FLUENT = 0.8
+"""Share of the way in bits per byte from the student before training to its teacher: most of what there was to learn
+has been learned."""
+NEAR = 1.25
+"""Times its teacher's perplexity, the student's at most. A student that starts from nothing makes most of the way by
+learning which words there are; it writes like its teacher only where it is hardly more often surprised."""
 WRONG = 0.5
 """Share of its teacher's score below which a student that writes like its teacher cannot do what its teacher does."""
 _Z95 = 1.96
 
-_LOSS, _ECE, _OVERCONFIDENCE = "likelihood.bits_per_byte", "calibration.ece", "calibration.overconfidence"
+_LOSS, _PER_TOKEN = "likelihood.bits_per_byte", "likelihood.loss"
+_ECE, _OVERCONFIDENCE = "calibration.ece", "calibration.overconfidence"
 _TASKS = ("tasks.", "lm_eval.")
 
 
@@ -136,47 +140,48 @@ def _overconfident(measured: Measured) -> Signature | None:
 
 def _fluent_but_wrong(measured: Measured, metrics: Mapping[str, Metric]) -> list[Signature]:
     student, teacher, before = (measured.get(role, {}) for role in ("student", "teacher", "student_before"))
-    if not all(_LOSS in model for model in (student, teacher, before)):
+    if not {_LOSS, _PER_TOKEN} <= student.keys() or _LOSS not in teacher or _LOSS not in before:
         return []
     way = gap_closed(student[_LOSS], before[_LOSS], teacher[_LOSS])
     falls = estimate(teacher[_LOSS]).value < estimate(before[_LOSS]).value
     if way is None or not falls or way.low < FLUENT:
         return []
-    found = []
-    for name in student:
-        if name not in teacher or not name.startswith(_TASKS) or metrics[name].better != "higher":
-            continue
-        kept = recovery(student[name], teacher[name])
-        if kept is None or kept.high >= WRONG:
-            continue
-        ours, theirs = (estimate(model[name]).value for model in (student, teacher))
-        title = metrics[name].title[:1].lower() + metrics[name].title[1:]
-        found.append(
-            Signature(
-                "fluent_but_wrong",
-                f"The student writes like its teacher and is wrong: good perplexity, poor reasoning ({title})",
-                f"{way.value:.0%} of the way to its teacher in bits per byte (95 % interval {way.low:.0%} to "
-                f"{way.high:.0%}), {kept.value:.0%} of its score in {name} ({kept.low:.0%} to {kept.high:.0%}): "
-                f"{ours:.3g} of {theirs:.3g}",
-                f"the student has gone at least {FLUENT:.0%} of the way in bits per byte from before training to its "
-                f"teacher, and keeps less than {WRONG:.0%} of its teacher's score in a task, both by the whole 95 % "
-                "interval",
-                {
-                    "way": way.value,
-                    "way.low": way.low,
-                    "way.high": way.high,
-                    "recovery": kept.value,
-                    "recovery.low": kept.low,
-                    "recovery.high": kept.high,
-                },
-                (
-                    "rationales: train on worked steps and not on answers alone (data.train.rationale, data.train_on)",
-                    "cross_entropy on right answers mixed into the divergence",
-                    "longer training: what the steps say is learned after how they sound (train.steps)",
-                ),
-            )
+    times, at_most = _perplexities(student, teacher)
+    if at_most > NEAR:
+        return []
+    tasks = [name for name in student if name in teacher and name.startswith(_TASKS)]
+    shares = {name: recovery(student[name], teacher[name]) for name in tasks if metrics[name].better == "higher"}
+    fluent = {"way": way.value, "way.low": way.low, "perplexity": times, "perplexity.high": at_most}
+    return [
+        Signature(
+            "fluent_but_wrong",
+            "The student writes like its teacher and is wrong: good perplexity, poor reasoning "
+            f"({metrics[name].title[:1].lower()}{metrics[name].title[1:]})",
+            f"{times:.2f} times its teacher's perplexity (95 % interval up to {at_most:.2f}), {way.value:.0%} of the "
+            f"way to it in bits per byte ({way.low:.0%} to {way.high:.0%}), and {kept.value:.0%} of its score in "
+            f"{name} ({kept.low:.0%} to {kept.high:.0%})",
+            f"the student's perplexity is at most {NEAR:g} times its teacher's, it has gone at least {FLUENT:.0%} of "
+            f"the way there from before training, and keeps less than {WRONG:.0%} of its teacher's score in a task, "
+            "each by the whole 95 % interval",
+            {**fluent, "recovery": kept.value, "recovery.low": kept.low, "recovery.high": kept.high},
+            (
+                "rationales: train on worked steps and not on answers alone (data.train.rationale, data.train_on)",
+                "cross_entropy on right answers mixed into the divergence",
+                "longer training: what the steps say is learned after how they sound (train.steps)",
+            ),
         )
-    return found
+        for name, kept in shares.items()
+        if kept is not None and kept.high < WRONG
+    ]
+
+
+def _perplexities(student: Mapping[str, Measurement], teacher: Mapping[str, Measurement]) -> tuple[float, float]:
+    """The student's perplexity over its teacher's, and the upper end of its interval. It is that of the student's
+    tokens: the teacher's bits go by the byte, so that it may have other tokens."""
+    more = compare(student[_LOSS], teacher[_LOSS])
+    bytes_per_token = student[_LOSS].sums_EM[:, 1].sum() / student[_PER_TOKEN].sums_EM[:, 1].sum()
+    nats = math.log(2) * float(bytes_per_token)
+    return math.exp(nats * more.difference), math.exp(nats * _known(more.high))
 
 
 def _interval(found: Comparison, *, share: bool = False) -> str:

@@ -3,6 +3,7 @@ signature where it holds, just short of its margin, and where noise hides it."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from stillhouse.errors import DataError
 from stillhouse.generalising import shifts
 from stillhouse.results import ModelResult, summarize
-from stillhouse.signatures import CALIBRATED, FLUENT, OVERCONFIDENT, OVERFITTED, WRONG, Signature, find_signatures
+from stillhouse.signatures import CALIBRATED, FLUENT, NEAR, OVERCONFIDENT, OVERFITTED, WRONG, Signature, find_signatures
 from stillhouse.statistics import Measurement, Metric, changes, compare, estimate
 
+LOSS = "likelihood.loss"
 BITS, SEEN = "likelihood.bits_per_byte", "generalisation.train_bits_per_byte"
 ECE, EXCESS, TASK = "calibration.ece", "calibration.overconfidence", "tasks.accuracy"
 METRICS = {TASK: Metric("Accuracy", "share", "higher"), "tasks.wer": Metric("Word error rate", "share", "lower")}
@@ -206,20 +208,18 @@ class TestOverconfident:
         assert not found({"student": {ECE: models["student"][ECE]}, "teacher": models["teacher"]})
 
 
-def writing(way: float, kept: float, *, before: float = 2.0, task: str = TASK, n: int = 400) -> Models:
-    """A student that has gone so much of the way from 2.0 bits per byte to 1.0 and keeps so much of 80 % accuracy."""
+def writing(way: float, kept: float, *, before: float = 0.6, task: str = TASK, n: int = 400) -> Models:
+    """A student that has gone so much of the way to its teacher's 0.4 bits per byte and keeps so much of its 80 %;
+    there are four bytes to a token."""
     right = {"teacher": 0.8, "student": 0.8 * kept, "student_before": 0.0}
-    bits = {"teacher": 1.0, "student": before + way * (1.0 - before), "student_before": before}
-    ids = tuple(f"h{i:03}" for i in range(n))
-    return {
-        role: {
-            BITS: ratio(bits[role], n=n, noise=0.001),
-            task: Measurement(
-                ids, np.stack([(np.arange(n) % 100 < round(100 * share)), np.ones(n)], axis=1).astype(float)
-            ),
-        }
-        for role, share in right.items()
-    }
+    bits = {"teacher": 0.4, "student": before + way * (0.4 - before), "student_before": before}
+    ids, tokens = tuple(f"h{i:03}" for i in range(n)), np.array([math.log(2), 1 / 4])
+    found: Models = {}
+    for role, share in right.items():
+        m = ratio(bits[role], n=n, noise=0.001)
+        answers = np.stack([np.arange(n) % 100 < round(100 * share), np.ones(n)], axis=1).astype(float)
+        found[role] = {BITS: m, LOSS: Measurement(m.ids, m.sums_EM * tokens), task: Measurement(ids, answers)}
+    return found
 
 
 class TestFluentButWrong:
@@ -228,6 +228,8 @@ class TestFluentButWrong:
         assert signature.numbers["way"] == pytest.approx(0.97)
         assert signature.numbers["recovery"] == pytest.approx(0.2)
         assert "good perplexity, poor reasoning (accuracy)" in signature.claim
+        losses = [estimate(writing(0.97, 0.2)[role][LOSS]).value for role in ("student", "teacher")]
+        assert signature.numbers["perplexity"] == pytest.approx(math.exp(losses[0] - losses[1]))
         assert any("rationales" in line for line in signature.advice)
 
     @pytest.mark.parametrize(
@@ -243,6 +245,19 @@ class TestFluentButWrong:
     def test_the_margins_hold_for_the_whole_interval(self, way: float, kept: float, there: bool) -> None:
         assert ("fluent_but_wrong" in found(writing(way, kept))) is there
 
+    @pytest.mark.parametrize(("beyond", "there"), [(0.002, False), (-0.002, True)])
+    def test_a_student_from_nothing_must_also_come_near(self, beyond: float, there: bool) -> None:
+        """From 8 bits per byte nine tenths of the way are quickly gone, and leave it far more perplexed."""
+        assert not found(writing(0.9, 0.2, before=8.0))
+        more = (math.log(NEAR) + beyond) / (4 * math.log(2))  # bits per byte
+        assert ("fluent_but_wrong" in found(writing(1 - more / 7.6, 0.2, before=8.0))) is there
+
+    def test_a_teacher_of_other_tokens_is_held_against_by_the_byte(self) -> None:
+        models = writing(0.97, 0.2)
+        m = models["teacher"][LOSS]
+        models["teacher"][LOSS] = Measurement(m.ids, m.sums_EM * np.array([1.0, 5.0]))  # a token a byte, nearly
+        assert found(models)["fluent_but_wrong"] == found(writing(0.97, 0.2))["fluent_but_wrong"]
+
     def test_few_questions_resolve_nothing(self) -> None:
         models = writing(0.97, 0.4, n=400)
         assert estimate(models["student"][TASK]).value == pytest.approx(0.32)
@@ -254,7 +269,7 @@ class TestFluentButWrong:
         assert not found(writing(0.97, 0.2, task="fidelity.top1_agreement"))
 
     def test_a_teacher_that_writes_worse_than_the_student_before_is_nothing_to_reach(self) -> None:
-        assert not found(writing(0.97, 0.2, before=0.5))
+        assert not found(writing(0.97, 0.2, before=0.3))
 
 
 class TestSummary:
@@ -271,8 +286,9 @@ class TestSummary:
 
     def test_a_sound_run_shows_none(self) -> None:
         models = gaps(teacher=(0.70, 0.71), control=(0.9, 0.93), student=(0.8, 0.82))
-        for role, measured in (calibrated(0.01, 0.02) | {}).items():
+        for role, measured in calibrated(0.01, 0.02).items():
             models[role] |= measured
         for role, measured in writing(0.97, 0.9, n=100).items():
             models.setdefault(role, {BITS: measured[BITS]})[TASK] = measured[TASK]
+        models["student"][LOSS] = models["student"][BITS]
         assert not found(models)

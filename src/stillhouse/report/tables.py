@@ -123,12 +123,12 @@ class Moved:
 
 
 def shift_tables(evaluation: Evaluation) -> dict[str, list[Moved]]:
-    """How metrics change from one data set to a less familiar one, by the two; metrics without a direction are left
-    out."""
+    """How metrics change from one data set to a less familiar one, by the two; without those that have no direction,
+    and those of how answers differ, which hangs on what is asked and not on how familiar it is."""
     tables: dict[str, list[Moved]] = {}
     for shift in evaluation.shifts():
         metric = evaluation.metric(shift.metric)
-        if metric.better == "none":
+        if metric.better == "none" or metric.family == "diversity":
             continue
         cells = [
             Cell(metric.difference(change.difference, change.stderr), metric.stderr(change.stderr))
