@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import RecipeError
+from stillhouse.generalising import ON_TRAINING_DATA
 from stillhouse.results import ModelResult, comparisons
 from stillhouse.runs import RunFolder
 
 
 def compare_runs(folders: Sequence[Path], role: str = "student") -> dict[str, Any]:
-    """Each later run's model minus the first run's, for every metric that both have.
+    """Each later run's model minus the first run's, for every metric that both have; without those of training data,
+    of which each run has its own.
 
     Args:
         folders: run folders, at least two.
@@ -29,7 +31,7 @@ def compare_runs(folders: Sequence[Path], role: str = "student") -> dict[str, An
     for folder in folders:
         RunFolder(folder).recipe()
         results.append(ModelResult.load(folder / "evaluation" / role))
-    first = results[0]
+    first, own = results[0], set(ON_TRAINING_DATA.values())
     return {
         "role": role,
         "runs": {
@@ -38,7 +40,8 @@ def compare_runs(folders: Sequence[Path], role: str = "student") -> dict[str, An
         },
         "metrics": {name: vars(m) for name, m in first.metrics.items()},
         "comparisons": {
-            f"{folder} - {folders[0]}": comparisons(result, first)
+            f"{folder} - {folders[0]}": comparisons(result.without(own), first)
             for folder, result in zip(folders[1:], results[1:], strict=True)
         },
+        "not_compared": sorted(own & first.measurements.keys()),
     }

@@ -22,7 +22,7 @@ from stillhouse.runs import environment, installed_version
 
 EXTRAS: dict[str, str] = {
     "peft": "LoRA adapters that every other tool can load",
-    "eval": "lm-eval's tasks as evaluators",
+    "eval": "lm-eval's tasks and self-BLEU in evaluation",
     "track": "curves in TensorBoard, trackio or W&B",
 }
 """What each extra is for; which packages it brings is read from the installation's own metadata."""

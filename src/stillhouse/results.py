@@ -6,14 +6,16 @@ numpy only, so that `compare` and `report` never load torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stillhouse.errors import RunError
+from stillhouse.generalising import shifts
+from stillhouse.signatures import find_signatures
 from stillhouse.statistics import Estimate, Measurement, Metric, Share, compare, estimate, gap_closed, recovery
 
 FORMAT = 1
@@ -35,6 +37,10 @@ class ModelResult:
     def values(self) -> dict[str, Estimate]:
         """Every metric with its standard error."""
         return {**{name: estimate(m) for name, m in self.measurements.items()}, **self.estimates}
+
+    def without(self, names: Collection[str]) -> ModelResult:
+        """The same without the measurements of some metrics."""
+        return replace(self, measurements={name: m for name, m in self.measurements.items() if name not in names})
 
     def save(self, stem: Path) -> None:
         """Write `stem.npz` (contributions) and `stem.json` (the rest)."""
@@ -113,6 +119,8 @@ def summarize(results: Mapping[str, ModelResult], headline: str | None) -> dict[
     """The content of evaluation.json from each role's result."""
     student, teacher, control = results["student"], results.get("teacher", ModelResult()), results.get("control")
     metrics = {name: m for result in results.values() for name, m in result.metrics.items()}
+    measured = {role: results[role].measurements for role in ROLES if role in results}
+    moved = shifts(measured)
     paired = [(one, other) for one, other in COMPARED if one in results and other in results]
     quality = [name for name in student.measurements if name in teacher.measurements]
     return {
@@ -136,6 +144,8 @@ def summarize(results: Mapping[str, ModelResult], headline: str | None) -> dict[
         "reliability": {
             role: results[role].reliability for role in ROLES if role in results and results[role].reliability
         },
+        "generalisation": [asdict(shift) for shift in moved],
+        "signatures": [asdict(signature) for signature in find_signatures(measured, metrics, moved)],
     }
 
 

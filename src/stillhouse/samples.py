@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stillhouse.data.rendering import Renderer
-from stillhouse.evaluation.base import Heldout
+from stillhouse.evaluation.base import Heldout, start
 from stillhouse.models import CausalLM, Sampling
 from stillhouse.records import Example
 from stillhouse.results import ModelResult
 from stillhouse.workshop import Workshop
-
-FIRST_TOKENS = 16
-"""Of a held-out text, what the models are given to continue."""
 
 CONTINUATION = Sampling(max_new_tokens=80)
 """How they continue where no task says otherwise."""
@@ -23,13 +19,6 @@ def continuations(model: CausalLM, data: Heldout) -> dict[str, str]:
     """What a model writes where no task asks it to: answers to the prompts, or running text from its first words."""
     written = model.generate([start(data.renderer, e) for e in data.examples], CONTINUATION)
     return {e.id: str(model.tokenizer.decode(ids)) for e, ids in zip(data.examples, written, strict=True)}
-
-
-def start(renderer: Renderer, example: Example) -> list[int]:
-    """What a model is given: a prompt, or the first words of running text."""
-    if example.form != "text":
-        return renderer.prompt_ids(example)
-    return renderer.render([example])[0].tokens[:FIRST_TOKENS]
 
 
 def write_samples(shop: Workshop, results: dict[str, ModelResult]) -> None:

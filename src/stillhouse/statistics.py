@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from stillhouse.errors import DataError
 
@@ -177,6 +177,53 @@ def gap_closed(student: Measurement, control: Measurement, teacher: Measurement)
     if not compare(teacher, control).resolved:
         return None
     return _share([student, control, teacher], lambda at: at[0] - at[1], lambda at: at[2] - at[1])
+
+
+def changes(
+    home: Sequence[Measurement], away: Sequence[Measurement], contrasts_KC: ArrayLike, *, seed: int = 0
+) -> list[Comparison]:
+    """How much the values of C models change from one data set to another, and how much more one's than another's.
+
+    The two sets hold different examples, so their resamples are drawn apart and nothing is paired across them; all
+    models meet the same examples of each, so within a set they are.
+
+    Args:
+        home: the models' measurements on the first set.
+        away: theirs on the second, the models in the same order.
+        contrasts_KC: rows of weights over the models: `[1, 0]` asks how much the first one changes, away minus home,
+            and `[1, -1]` how much more than the second.
+        seed: of the draws; the same inputs give the same intervals.
+
+    Returns:
+        One comparison for each row, its `n` that of the smaller set.
+
+    Raises:
+        DataError: models were measured on different examples of a set.
+
+    >>> easy, hard = (Measurement(tuple("abcdefgh"), np.array([[loss, 1.0]] * 8)) for loss in (1.0, 3.0))
+    >>> [found.difference for found in changes([easy, easy], [hard, easy], [[1, 0], [0, 1], [1, -1]])]
+    [2.0, 0.0, 2.0]
+    """
+    homes, aways = pair(*home), pair(*away)
+    n = min(len(homes[0].ids), len(aways[0].ids))
+    moved_C = np.array([value_of(there) - value_of(here) for here, there in zip(homes, aways, strict=True)])
+    contrasts = np.asarray(contrasts_KC, dtype=np.float64)
+    if n < 2:
+        return [Comparison(float(w_C @ moved_C), None, None, None, None, resolved=False, n=n) for w_C in contrasts]
+    home_RC, away_RC = bootstrap(homes, RESAMPLES, seed), bootstrap(aways, RESAMPLES, seed + 1)
+    found = []
+    for w_C in contrasts:
+        used = np.flatnonzero(w_C)
+        home_R, away_R = home_RC[:, used] @ w_C[used], away_RC[:, used] @ w_C[used]
+        low, high = _interval(away_R - home_R, 0.95)
+        stderr = float(np.hypot(_spread(home_R, len(homes[0].ids)), _spread(away_R, len(aways[0].ids))))
+        difference, mde = float(w_C[used] @ moved_C[used]), _POWER * stderr
+        speaking = n
+        if len(used) > 1:
+            speaking = sum(differing(m[used[0]], m[used[1]]) for m in (homes, aways))
+        seen = not low <= 0 <= high and abs(difference) >= mde and speaking >= FEWEST
+        found.append(Comparison(difference, low, high, stderr, mde, resolved=seen, n=n))
+    return found
 
 
 def _share(

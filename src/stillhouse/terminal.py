@@ -100,6 +100,9 @@ def outcome_text(facts: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str
     for pair in ("student - control", "student - teacher"):
         if headline in evaluation["comparisons"].get(pair, {}):
             lines.append(f"{headline}, {pair}: {verdict(evaluation['comparisons'][pair][headline])}")
+    for found in evaluation.get("signatures", []):
+        lines += [f"Failure signature {found['name']}: {found['claim']}.", f"  {found['evidence']}"]
+        lines += [f"  Try: {advice}" for advice in found["advice"]]
     if facts["skipped"]:
         lines.append(f"Done before and unchanged: {', '.join(facts['skipped'])}.")
     lines += [f"Report: {facts['report']}", f"Student: {facts['student']}"]
@@ -130,6 +133,8 @@ def comparison_table(result: Mapping[str, Any]) -> str:
     for pair, found in result["comparisons"].items():
         lines += ["", f"{pair} ({result['role']}, paired by example, 95 % interval)"]
         lines.append(_columns([[f"  {name}", verdict(c)] for name, c in found.items()]))
+    if result["not_compared"]:
+        lines += ["", f"Not compared, because each run has its own training data: {', '.join(result['not_compared'])}"]
     return "\n".join(lines)
 
 

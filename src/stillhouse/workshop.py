@@ -32,6 +32,8 @@ from stillhouse.synthesis.base import Workbench
 from stillhouse.teachers.base import TeacherSession
 from stillhouse.teachers.stored import StoredTeacher
 
+_TRAINING_SEED = 0
+"""Of the training examples that models are measured on."""
 _REPORT_EVERY = 1000
 """Examples rendered between two reports of progress."""
 
@@ -239,7 +241,24 @@ class Workshop:
         # What was dropped for its length is measured by no evaluator, so that all metrics speak of the same examples.
         kept = {_owner(r, chosen) for r in rendered}
         examples = [example for example in every if example.id in kept]
-        return Heldout("" if name == "heldout" else name, examples, rendered, self.renderer())
+        if name != "heldout":
+            return Heldout(name, examples, rendered, self.renderer())
+        return Heldout("", examples, rendered, self.renderer(), partial(self.training_sample, len(rendered)))
+
+    def training_sample(self, count: int) -> Heldout:
+        """So many of the examples that the student is trained on, or windows of them where they are long texts: the
+        same ones whatever the run's seed, so that runs on the same data compare."""
+        key = f"train/{count}"  # no name of a data set holds a slash
+        if key not in self._heldout:
+            tokens = self.tokens("train")
+            drawn = random.Random(_TRAINING_SEED).sample(range(len(tokens)), min(count, len(tokens)))
+            rendered = [tokens[i] for i in sorted(drawn)]
+            names = {name for r in rendered for name in (r.id, r.id.rpartition("/")[0])}
+            found = [e for e in read_examples(self.path / "data" / "train.jsonl") if e.id in names]
+            known = {e.id for e in found}
+            owners = {_owner(r, known) for r in rendered}
+            self._heldout[key] = [e for e in found if e.id in owners], rendered
+        return Heldout("train", *self._heldout[key], self.renderer())
 
     def model(self, role: str) -> CausalLM:
         """One of the four models that a run evaluates."""

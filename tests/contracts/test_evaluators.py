@@ -49,6 +49,8 @@ def test_evaluator_keeps_its_contract(name: str, needed: dict[str, dict[str, Any
         ("tasks", {"form": "exact", "max_new_tokens": 3}),
         ("tasks", {"temperature": 1.0, "samples": 2, "top_p": 0.9, "max_new_tokens": 4}),
         ("efficiency", {"memory": False, "trials": 1}),
+        ("diversity", {"samples": 2, "limit": 3, "max_new_tokens": 1, "unit": "characters"}),
+        ("diversity", {"temperature": 0.1, "top_p": 0.5, "max_new_tokens": 8, "batch_size": 3}),
     ],
 )
 def test_evaluator_keeps_its_contract_with_other_settings(name: str, settings: dict[str, Any]) -> None:

@@ -94,6 +94,50 @@ def compare(student: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def lost() -> dict[str, Any]:
+    """The same run after it has gone wrong: what it measured on other data, and a failure signature of a hostile
+    writer."""
+    evaluated = evaluation()
+    models = evaluated["models"]
+
+    def moved(metric: str, home: str, away: str, by: dict[str, float]) -> dict[str, Any]:
+        spread = {"stderr": 0.01, "mde": 0.028, "n": 400}
+        changes = {
+            model: {"difference": value, "low": value - 0.02, "high": value + 0.02, "resolved": True, **spread}
+            for model, value in by.items()
+        }
+        more = {f"student - {other}": by["student"] - by[other] for other in ("teacher", "control") if other in by}
+        excess = {
+            pair: {"difference": d, "low": d - 0.03, "high": d + 0.03, "resolved": abs(d) > 0.03, **spread}
+            for pair, d in more.items()
+        }
+        return {"metric": metric, "home": home, "away": away, "changes": changes, "excess": excess}
+
+    seen = {"teacher": 0.02, "student_before": 0.01, "control": 0.11, "student": 0.32}
+    abroad = {
+        model: models[model]["wizard_of_oz:likelihood.loss"]["value"] - models[model]["likelihood.loss"]["value"]
+        for model in MODELS
+    }
+    return evaluated | {
+        "generalisation": [
+            moved("likelihood.loss", "train", "heldout", seen),
+            moved("likelihood.loss", "heldout", "wizard_of_oz", abroad),
+            moved("tasks.accuracy", "heldout", "wizard_of_oz", {"teacher": -0.02, "control": -0.2, "student": -0.21}),
+        ],
+        "signatures": [
+            {
+                "name": "overfitted",
+                "claim": "The student is overfitted to the distillation data",
+                "evidence": "its gap is +0.32, its teacher's +0.02",
+                "rule": f"the gap is wider {SCRIPT}",
+                "numbers": {"gap.student": 0.32},
+                "advice": ["more training data", BREAKER],
+                "source": "arXiv 2504.14772",
+            }
+        ],
+    }
+
+
 def reliability(bend: float) -> list[dict[str, float]]:
     """Ten bins of a model that is right less often than it is sure; the first is empty."""
     bins = []

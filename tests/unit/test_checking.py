@@ -11,9 +11,15 @@ from building import MakeStudent
 
 from stillhouse.checking.check import check
 from stillhouse.checking.metering import LiveBytes, Trial
+from stillhouse.checking.rehearsing import Sample, judges, writes
+from stillhouse.checking.seconds import Split, Work
 from stillhouse.checking.skeletons import choose_depths, measure_size
+from stillhouse.evaluation.base import Evaluator
+from stillhouse.evaluation.diversity import Diversity
+from stillhouse.evaluation.tasks import Tasks
 from stillhouse.models import CausalLM
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, Source
+from stillhouse.records import Example
 
 CONFIG = {
     "model_type": "llama",
@@ -82,6 +88,39 @@ def test_what_does_not_depend_on_the_clock_grows_with_the_work(estimate: Estimat
     assert long["epochs"] == pytest.approx(10 * short["epochs"], rel=0.01)
     assert long["disk"]["log"] == 10 * short["disk"]["log"]
     assert wider["memory"]["train-student"] > long["memory"]["train-student"]
+
+
+def test_what_diversity_writes_and_generalisation_reads_is_part_of_the_estimate(estimate: Estimate) -> None:
+    settings = {"samples": 3, "max_new_tokens": 4, "batch_size": 6}
+    found = estimate(evaluate=["generalisation", {"diversity": settings}])
+    assert "a batch of answers is taken to end after 4 tokens (student)" in found["estimate"]["note"]
+    assert "whose work is not known" not in found["estimate"]["note"]
+    assert all(found["estimate"]["stages"][f"evaluate-{role}"] > 0 for role in ("teacher", "control", "student"))
+
+
+def test_answers_are_counted_by_sample_and_on_every_data_set_that_is_asked() -> None:
+    def split(count: int, **form: str) -> Split:
+        return Split(count, Sample([Example(id="a", **form)], []), 0.0, 0.0, 0.0, 0.0)
+
+    asked = {"prompt": "2 + 3 =", "completion": " 5"}
+    splits = {
+        "train": split(1000, **asked),
+        "heldout": split(250, **asked),
+        "puzzles": split(30, **asked),
+        "novel": split(80, text="Once upon a time"),
+    }
+    work = Work(plan=None, roles=(), sizes={}, splits=splits, trials={}, writings={}, rehearsed={}, start=0, resident=0)  # ty: ignore[invalid-argument-type]
+
+    def answers(evaluator: Evaluator, limit: int | None = None) -> int:
+        return sum(work.prompts(evaluator, name, limit) for name in work.evaluated(evaluator, limit))
+
+    assert answers(Diversity(samples=4)) == 4 * (100 + 30 + 80)
+    assert answers(Diversity(samples=4, limit=None)) == 4 * (250 + 30 + 80)
+    assert answers(Diversity(samples=4, limit=None), limit=100) == 4 * 100  # on the way through training
+    assert answers(Tasks(samples=2, temperature=1.0)) == 2 * (250 + 30)  # running text asks no question
+    assert answers(Tasks(data=Source(path="other.jsonl"), limit=7)) == 7
+    assert writes(Diversity())
+    assert not judges(Diversity())
 
 
 def test_warnings_say_what_is_out_of_proportion(estimate: Estimate) -> None:

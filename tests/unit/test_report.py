@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 from markdown_it import MarkdownIt
-from report_run import BREAKER, SCRIPT, evaluation, write_run
+from report_run import BREAKER, SCRIPT, evaluation, lost, write_run
 
 from stillhouse.errors import RunError
 from stillhouse.report import figures
@@ -21,6 +21,7 @@ from stillhouse.report.numbers import Metric
 from stillhouse.report.page import markdown, write_report
 from stillhouse.report.reading import Evaluation
 from stillhouse.report.story import fraction, tell
+from stillhouse.terminal import outcome_text
 
 ACCURACY = "tasks.accuracy"
 
@@ -204,6 +205,71 @@ class TestMarkdown:
             assert tags == {"table", "thead", "tbody", "tr", "th", "td"}
             shown = "".join(ElementTree.fromstring(rendered).itertext()).split()
             assert shown == ["a", *text.split()]
+
+
+class TestWhatWasLost:
+    @pytest.fixture
+    def pages(self, tmp_path: Path) -> tuple[str, str]:
+        html, text = write_report(write_run(tmp_path / "run", lost()))
+        return html.read_text(encoding="utf-8"), text.read_text(encoding="utf-8").replace("\u00a0", " ")
+
+    def test_a_signature_stands_between_headline_and_models(self, pages: tuple[str, str]) -> None:
+        html, text = pages
+        Balanced().check(html)
+        assert html.index('class="headline"') < html.index("Failure signature: <b>overfitted</b>") < html.index("<nav")
+        for said in ("Its gap is +0.32", "<li>More training data</li>", "(arXiv 2504.14772)"):
+            assert said in html
+        assert SCRIPT not in html
+        assert "<img src=x" not in html
+        assert text.index("Distilling is worth") < text.index("**Failure signature: overfitted.**")
+        assert text.index("- more training data") < text.index("### The models")
+
+    def test_the_table_of_less_familiar_data(self, pages: tuple[str, str]) -> None:
+        html, text = pages
+        section = html.partition('<section id="generalisation">')[2].partition("</section>")[0]
+        assert "From training data to held-out data" in section
+        assert "From held-out data to wizard of oz" in section
+        assert re.findall(r'<small class="(\w+)">', section) == ["worse"] * 2 + ["worse", "worse"] + [
+            "worse",
+            "unresolved",
+        ]
+        assert '<td>+0.300<small>+0.270 to +0.330</small><small class="worse">resolved, worse</small></td>' in section
+        assert '<a href="#generalisation">' in html
+        row = next(line for line in text.splitlines() if line.startswith("| Accuracy ↑, points | from held-out"))
+        assert row.count("|") == 11
+        assert "| – |" in row  # the student before was not measured there
+        assert "−19.0 points (−22.0 to −16.0) | resolved, worse |" in row
+
+    def test_markdown_tables_hold(self, pages: tuple[str, str]) -> None:
+        rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(pages[1])
+        widths = {len(re.findall(r"<t[hd]", row)) for row in re.findall(r"<tr>.*?</tr>", rendered, re.DOTALL)}
+        assert widths == {2, 4, 7, 8, 10}
+        assert "<blockquote>" in rendered
+        assert "<script" not in rendered
+        assert "<img" not in rendered
+
+    def test_nothing_of_it_where_there_is_nothing_to_show(self, page: str, run: Path) -> None:
+        text = (run / "report.md").read_text(encoding="utf-8")
+        for absent in ("Failure signature", "less familiar", "#generalisation"):
+            assert absent not in page
+            assert absent not in text
+
+    def test_without_a_control_its_column_is_gone(self, tmp_path: Path) -> None:
+        evaluated = lost()
+        del evaluated["models"]["control"], evaluated["comparisons"]["student - control"]
+        for row in evaluated["generalisation"]:
+            del row["changes"]["control"], row["excess"]["student - control"]
+        html = write_report(write_run(tmp_path / "run", evaluated))[0].read_text(encoding="utf-8")
+        Balanced().check(html)
+        assert "Student − teacher<" in html
+        assert "Student − control<" not in html
+
+    def test_the_command_line_names_it_too(self) -> None:
+        facts = {"skipped": [], "report": "r.html", "student": "s"}
+        told = outcome_text(facts, lost())
+        assert "Failure signature overfitted: The student is overfitted to the distillation data.\n" in told
+        assert "  Try: more training data\n" in told
+        assert "Failure" not in outcome_text(facts, evaluation())
 
 
 class TestMissingPieces:

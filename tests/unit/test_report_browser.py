@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_run import write_run
+from report_run import lost, write_run
 
 from stillhouse.report.page import write_report
 
@@ -119,7 +119,14 @@ def test_the_console_would_tell(run: Path, tmp_path: Path) -> None:
     assert "Content Security Policy" in " ".join(visit((run / "bad.html").as_uri(), tmp_path)[1])
 
 
-def test_it_fits_a_phone_and_asks_for_nothing(run: Path, server: tuple[str, list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone_wrong", [False, True])
+def test_it_fits_a_phone_and_asks_for_nothing(
+    run: Path, server: tuple[str, list[str]], tmp_path: Path, gone_wrong: bool
+) -> None:
+    if gone_wrong:
+        (run / "evaluation.json").write_text(json.dumps(lost()))
+        write_report(run)
+        assert "Failure signature" in (run / "report.html").read_text(encoding="utf-8")
     (run / "wrapper.html").write_text(WRAPPER)
     address, asked = server
     document, console = visit(f"{address}/wrapper.html", tmp_path)

@@ -19,7 +19,7 @@ import torch
 
 from stillhouse.checking.looking import look_at
 from stillhouse.checking.metering import Trial, Trials, operations_per_second, resident_bytes
-from stillhouse.checking.rehearsing import Rehearsal, Writing, writes
+from stillhouse.checking.rehearsing import Rehearsal, Writing, judges, writes
 from stillhouse.checking.seconds import Split, Work, stage_seconds
 from stillhouse.checking.skeletons import Size, build_skeleton, choose_depths, measure_size
 from stillhouse.checking.space import disk_bytes, stage_bytes
@@ -179,10 +179,9 @@ def _evaluators_writings(plan: Plan, splits: dict[str, Split], sizes: dict[str, 
     renderer = Renderer(plan.student_tokenizer, plan.max_length)
     sample = splits["heldout"].sample
     asked = {f"writes {i}": Sampling.of(e) for i, e in enumerate(plan.evaluators) if writes(e)}
-    if not asked and plan.recipe.samples:
-        asked = {
-            "continues": dataclasses.replace(CONTINUATION, batch_size=min(CONTINUATION.batch_size, plan.recipe.samples))
-        }
+    if plan.recipe.samples and not any(writes(e) and judges(e) for e in plan.evaluators):
+        size = min(CONTINUATION.batch_size, plan.recipe.samples)
+        asked["continues"] = dataclasses.replace(CONTINUATION, batch_size=size)
     most = max((sampling.batch_size for sampling in asked.values()), default=0)
     prompts = [start(renderer, example) for example in sample.examples[:most]]
     found = {}

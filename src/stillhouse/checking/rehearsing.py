@@ -238,6 +238,12 @@ def shortened(evaluator: Evaluator) -> Evaluator | None:
     return None if writes(evaluator) or evaluator.once else evaluator
 
 
+def judges(evaluator: Evaluator) -> bool:
+    """Whether it looks for answers of some form; those that it lets models write are the run's samples, beside which
+    no other text is written."""
+    return hasattr(evaluator, "form")
+
+
 def writes(evaluator: Evaluator) -> bool:
     """Whether it lets models write as its own settings say, and reads their answers."""
     settings = {field.name for field in dataclasses.fields(evaluator)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from stillhouse import world
 from stillhouse.checking.metering import Trials
-from stillhouse.checking.rehearsing import Asking, Sample, Writing, shortened, writes
+from stillhouse.checking.rehearsing import Asking, Sample, Writing, judges, shortened, writes
 from stillhouse.checking.skeletons import Size
 from stillhouse.evaluation.base import Evaluator
 from stillhouse.preflight import Plan
@@ -98,10 +98,18 @@ class Work:
         """Those of the recipe with their places, by which trials are named."""
         return iter(enumerate(self.plan.evaluators))
 
-    def prompts(self, evaluator: Evaluator) -> int:
-        """How many answers an evaluator asks for."""
-        limit = getattr(evaluator, "limit", None) or self.splits["heldout"].examples
-        return min(limit, self.splits["heldout"].examples) * getattr(evaluator, "samples", 1)
+    def prompts(self, evaluator: Evaluator, split: str = "heldout", limit: int | None = None) -> int:
+        """How many answers an evaluator asks for, on a data set or on its first `limit` examples alone."""
+        bounds = [self.splits[split].examples, getattr(evaluator, "limit", None), limit]
+        return min(bound for bound in bounds if bound is not None) * getattr(evaluator, "samples", 1)
+
+    def evaluated(self, evaluator: Evaluator, limit: int | None = None) -> list[str]:
+        """The data sets that an evaluator measures; on the way through training, with a limit, the first alone. Running
+        text out of the domain asks no question that could be judged."""
+        away = [] if evaluator.once or limit is not None else [n for n in self.splits if n not in ("train", "heldout")]
+        if judges(evaluator):
+            away = [n for n in away if all(e.form != "text" for e in self.splits[n].sample.examples)]
+        return ["heldout", *away]
 
 
 def stage_seconds(work: Work) -> dict[str, float]:
@@ -122,7 +130,7 @@ def stage_seconds(work: Work) -> dict[str, float]:
     for place, role in enumerate(work.roles):
         player = "teacher" if role == "teacher" else "student"
         stages[f"evaluate-{role}"] = sum(evaluation_seconds(work, player, i, e) for i, e in work.evaluators())
-        if not any(writes(e) for e in plan.evaluators):
+        if not any(writes(e) and judges(e) for e in plan.evaluators):
             stages[f"evaluate-{role}"] += written_seconds(work, f"{player} continues", plan.recipe.samples)
         stages[f"evaluate-{role}"] /= work.processes
         if place < 2:  # later models have the same shapes, whose memory is known by then
@@ -166,14 +174,15 @@ def evaluation_seconds(work: Work, player: str, place: int, evaluator: Evaluator
     """One evaluator on one model; the held-out data whole, or its first `limit` examples alone."""
     name = f"{player} evaluator {place}"
     if writes(evaluator):
-        asked = work.prompts(evaluator)
-        return written_seconds(work, f"{player} writes {place}", min(asked, limit or asked))
+        asked = sum(work.prompts(evaluator, name, limit) for name in work.evaluated(evaluator, limit))
+        return written_seconds(work, f"{player} writes {place}", asked)
     if trials := getattr(evaluator, "trials", 0):
         return work.seconds(name) * (trials + 1) / 2
     short = shortened(evaluator)
     if short is not None and short is not evaluator:
-        return work.seconds(name) * work.prompts(evaluator) / max(1, work.prompts(short))
-    splits = [s for n, s in work.splits.items() if n == "heldout" or (n != "train" and limit is None)]
+        asked = sum(work.prompts(evaluator, n, limit) for n in work.evaluated(evaluator, limit))
+        return work.seconds(name) * asked / max(1, work.prompts(short))
+    splits = [work.splits[n] for n in work.evaluated(evaluator, limit)]
     share = 1.0 if limit is None else min(1.0, limit / splits[0].examples)
     return work.seconds(name) * share * sum(s.tokens for s in splits) / work.rehearsed["heldout"].tokens()
 

@@ -156,13 +156,15 @@ def _generators() -> tuple[Any, ...]:
 
 
 def _heldout() -> Heldout:
-    """Sums of different lengths, which every form of question can use."""
+    """Sums of different lengths, which every form of question can use; others were trained on."""
+    renderer = Renderer(_byte_tokenizer(), 96)
     examples = [
         Example(id=f"sum-{n}", prompt=f"{'Well, ' * (n % 3)}{n} + {n + 1} =", completion=f" {2 * n + 1}", meta={"n": n})
-        for n in range(8)
+        for n in range(16)
     ]
-    renderer = Renderer(_byte_tokenizer(), 96)
-    return Heldout("", examples, renderer.render(examples), renderer)
+    asked, taught = examples[:8], examples[8:]
+    training = Heldout("train", taught, renderer.render(taught), renderer)
+    return Heldout("", asked, renderer.render(asked), renderer, lambda: training)
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerBase:

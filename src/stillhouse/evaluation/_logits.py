@@ -8,6 +8,7 @@ N trained tokens of a chunk, V the true vocabulary, E examples, S sums.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -167,6 +168,13 @@ def sums_of(example_N: NDArray[np.int64], values_NS: FloatArray, examples: int) 
     """Values of tokens summed by the example they belong to, shape [E, S]."""
     columns = [np.bincount(example_N, column_N, minlength=examples) for column_N in values_NS.T]
     return np.stack(columns, axis=1).astype(np.float64)
+
+
+def likelihoods(model: CausalLM, rendered: Sequence[Rendered]) -> tuple[Measurement, Measurement]:
+    """Loss in nats per trained token, and the same information in bits per byte of the text behind the tokens."""
+    nats_E, tokens_E = sum_by_example(model, rendered, nats).T
+    bytes_E = [r.size for r in rendered]
+    return measurement(rendered, nats_E, tokens_E), measurement(rendered, nats_E / math.log(2), bytes_E)
 
 
 def measurement(rendered: Sequence[Rendered], *columns_E: ArrayLike, kind: Kind = "ratio") -> Measurement:

@@ -7,7 +7,7 @@ pairwise, example by example (contract C8). How contributions become a value is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +16,9 @@ from stillhouse.data.rendering import Rendered, Renderer
 from stillhouse.models import CausalLM
 from stillhouse.records import Example
 from stillhouse.statistics import Estimate, Measurement, Metric
+
+FIRST_TOKENS = 16
+"""Of a held-out text, what the models are given to continue."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,15 @@ class Heldout:
         examples: the rows.
         rendered: their tokens, in the same order; overlong texts may give several windows, with ids `id/0`, `id/1`.
         renderer: to make prompts with, `renderer.prompt_ids(example)`.
+        training: gives a sample of what the student was trained on, about as large as this and prepared alike; it is
+            read when it is first asked for. None on out-of-domain data, and where nothing was trained.
     """
 
     name: str
     examples: Sequence[Example]
     rendered: Sequence[Rendered]
     renderer: Renderer
+    training: Callable[[], Heldout] | None = None
 
 
 @dataclass
@@ -82,3 +88,10 @@ class Evaluator(ABC):
     @abstractmethod
     def evaluate(self, model: CausalLM, data: Heldout, teacher: CausalLM | None) -> Result:
         """Measure one model. `teacher` is the same object as `model` when the teacher itself is measured."""
+
+
+def start(renderer: Renderer, example: Example) -> list[int]:
+    """What a model is given to write on from: a prompt, or the first words of running text."""
+    if example.form != "text":
+        return renderer.prompt_ids(example)
+    return renderer.render([example])[0].tokens[:FIRST_TOKENS]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stillhouse.evaluation._logits import measurement, nats, rendered_for, sum_by_example
+from stillhouse.evaluation._logits import likelihoods, rendered_for
 from stillhouse.evaluation.base import Evaluator, Heldout, Result
 from stillhouse.models import CausalLM
 from stillhouse.statistics import Metric
@@ -37,12 +36,5 @@ class Likelihood(Evaluator):
         Raises:
             DataError: no example has tokens to measure on.
         """
-        rendered = rendered_for(model, data)
-        nats_E, tokens_E = sum_by_example(model, rendered, nats).T
-        bytes_E = [r.size for r in rendered]
-        return Result(
-            {
-                "loss": measurement(rendered, nats_E, tokens_E),
-                "bits_per_byte": measurement(rendered, nats_E / math.log(2), bytes_E),
-            }
-        )
+        loss, bits_per_byte = likelihoods(model, rendered_for(model, data))
+        return Result({"loss": loss, "bits_per_byte": bits_per_byte})

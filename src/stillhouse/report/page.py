@@ -48,6 +48,9 @@ def report_context(run: Run) -> dict[str, Any]:
         "models": evaluation.models,
         "tables": tables.model_tables(evaluation),
         "comparisons": tables.comparison_tables(evaluation),
+        "failures": tables.failures(evaluation),
+        "shifts": tables.shift_tables(evaluation),
+        "references": [model for model in tables.REFERENCES if model in evaluation.models],
         "kept": charts.kept_figures(evaluation),
         "losses": losses,
         "dropped": dropped,
@@ -85,7 +88,7 @@ def render_markdown(context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(model_name=model_name, capital=capital, fenced=fenced)
+    env.filters.update(model_name=model_name, capital=capital, detail=detail, fenced=fenced)
     return env.get_template("template.md").render(context)
 
 

@@ -73,11 +73,24 @@ class Comparison:
     resolved: bool
     mde: float | None = None
     n: int | None = None
+    stderr: float | None = None
 
     @property
     def half_width(self) -> float | None:
         """Half of the interval, which sets how finely the difference is written."""
         return (self.high - self.low) / 2 if is_number(self.low) and is_number(self.high) else None
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One metric from a data set to a less familiar one: each model's change, and how much more the student's is than
+    another's, by pair."""
+
+    metric: str
+    home: str
+    away: str
+    changes: Mapping[str, Comparison]
+    excess: Mapping[str, Comparison]
 
 
 @dataclass(frozen=True)
@@ -124,11 +137,7 @@ class Evaluation:
 
     def comparison(self, pair: str, metric: str) -> Comparison | None:
         """A difference such as `student - control` on one metric."""
-        found = ((self.raw.get("comparisons") or {}).get(pair) or {}).get(metric)
-        if not isinstance(found, Mapping) or not isinstance(found.get("difference"), int | float):
-            return None
-        low, high, resolved = found.get("low"), found.get("high"), found.get("resolved") is True
-        return Comparison(found["difference"], low, high, resolved, found.get("mde"), found.get("n"))
+        return read_comparison(((self.raw.get("comparisons") or {}).get(pair) or {}).get(metric))
 
     def interval(self, kind: str, metric: str) -> Interval | None:
         """The `recovery` or `gap_closed` of one metric, where it could be computed."""
@@ -137,10 +146,36 @@ class Evaluation:
             return None
         return Interval(found["value"], found.get("low"), found.get("high"))
 
+    def shifts(self) -> list[Shift]:
+        """Every metric that was measured on two data sets, with how it changes from one to the other."""
+        rows = [row for row in self.raw.get("generalisation") or [] if isinstance(row, Mapping)]
+        return [read_shift(row) for row in rows if {"metric", "home", "away"} <= row.keys()]
+
+    def signatures(self) -> list[Mapping[str, Any]]:
+        """The failure signatures that were found."""
+        return [found for found in self.raw.get("signatures") or [] if isinstance(found, Mapping)]
+
     def reliability(self) -> dict[str, list[dict[str, Any]]]:
         """Reliability bins by model, in the models' order."""
         found = self.raw.get("reliability") or {}
         return {model: found[model] for model in self.models if found.get(model)}
+
+
+def read_comparison(found: object) -> Comparison | None:
+    """A difference as evaluation.json holds it."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("difference"), int | float):
+        return None
+    low, high, resolved = found.get("low"), found.get("high"), found.get("resolved") is True
+    return Comparison(found["difference"], low, high, resolved, found.get("mde"), found.get("n"), found.get("stderr"))
+
+
+def read_shift(row: Mapping[str, Any]) -> Shift:
+    """A change between data sets as evaluation.json holds it."""
+    changes, excess = (
+        {name: read for name, found in (row.get(part) or {}).items() if (read := read_comparison(found))}
+        for part in ("changes", "excess")
+    )
+    return Shift(str(row["metric"]), str(row["home"]), str(row["away"]), changes, excess)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from stillhouse.report.reading import Comparison, Evaluation, Run, detail, model
 from stillhouse.report.story import CONTROL, Verdict, verdict_of
 
 SAMPLES = 8
+REFERENCES = ("teacher", "control")  # what the student's changes between data sets are held against
 ARTEFACTS = ("data", "signals", "student")
 FOLD = 420  # characters of a text that are shown without unfolding
 COST_TITLES = {
@@ -35,6 +36,9 @@ class Cell:
 
     value: str
     spread: str = ""
+
+
+ABSENT_CELL = Cell(ABSENT)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def model_tables(evaluation: Evaluation) -> dict[str, list[Row]]:
         if metric.family == "efficiency":
             continue
         found = [evaluation.measurement(model, metric.id) for model in evaluation.models]
-        cells = [Cell(metric.value(m.value, m.stderr), metric.stderr(m.stderr)) if m else Cell(ABSENT) for m in found]
+        cells = [Cell(metric.value(m.value, m.stderr), metric.stderr(m.stderr)) if m else ABSENT_CELL for m in found]
         counts = sorted({m.n for m in found if m and is_number(m.n)})
         n = " to ".join(dict.fromkeys(count(value) for value in (counts[:1] + counts[-1:])))
         change = change_of(evaluation.comparison(CONTROL, metric.id), metric)
@@ -88,13 +92,12 @@ def change_of(comparison: Comparison | None, metric: Metric) -> Change | None:
     """A comparison ready to print."""
     if comparison is None:
         return None
-    spread = comparison.half_width
-    low, high = (metric.difference(end, spread) for end in (comparison.low, comparison.high))
+    width = comparison.half_width
     return Change(
-        amount=metric.difference(comparison.difference, spread, unit=metric.unit == "share"),
-        interval=f"{low} to {high}" if is_number(comparison.low) and is_number(comparison.high) else "",
+        amount=metric.difference(comparison.difference, width, unit=metric.unit == "share"),
+        interval=spread(comparison, metric),
         verdict=verdict_of(comparison, metric),
-        smallest=metric.difference(comparison.mde, spread, signed=False),
+        smallest=metric.difference(comparison.mde, width, signed=False),
         n=count(comparison.n),
     )
 
@@ -108,6 +111,73 @@ def comparison_tables(evaluation: Evaluation) -> dict[str, list[tuple[Metric, Ch
         if rows:
             tables[" − ".join(detail(model_name(model))[0] for model in pair.split(" - "))] = rows
     return tables
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One metric of the table of changes between data sets: of each model, and the student's beside others'."""
+
+    metric: Metric
+    cells: list[Cell]
+    excess: dict[str, Change | None]
+
+
+def shift_tables(evaluation: Evaluation) -> dict[str, list[Moved]]:
+    """How metrics change from one data set to a less familiar one, by the two; without those that have no direction,
+    and those of how answers differ, which hangs on what is asked and not on how familiar it is."""
+    tables: dict[str, list[Moved]] = {}
+    for shift in evaluation.shifts():
+        metric = evaluation.metric(shift.metric)
+        if metric.better == "none" or metric.family == "diversity":
+            continue
+        cells = [
+            Cell(metric.difference(change.difference, change.stderr), metric.stderr(change.stderr))
+            if (change := shift.changes.get(model))
+            else ABSENT_CELL
+            for model in evaluation.models
+        ]
+        excess = {other: change_of(shift.excess.get(f"student - {other}"), metric) for other in REFERENCES}
+        tables.setdefault(f"From {known_as(shift.home)} to {known_as(shift.away)}", []).append(
+            Moved(metric, cells, excess)
+        )
+    return tables
+
+
+def spread(comparison: Comparison, metric: Metric) -> str:
+    """The interval of a difference, without a unit."""
+    if not is_number(comparison.low) or not is_number(comparison.high):
+        return ""
+    low, high = (metric.difference(end, comparison.half_width) for end in (comparison.low, comparison.high))
+    return f"{low} to {high}"
+
+
+def known_as(data: str) -> str:
+    """A data set's name inside a sentence."""
+    return {"train": "training data", "heldout": "held-out data"}.get(data, data.replace("_", " "))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure signature ready to print."""
+
+    name: str
+    claim: str
+    evidence: str
+    rule: str
+    advice: list[str]
+    source: str
+
+
+def failures(evaluation: Evaluation) -> list[Failure]:
+    """The failure signatures that the run shows."""
+    found = []
+    for signature in evaluation.signatures():
+        name, claim, evidence, rule, source = (
+            str(signature.get(part) or "") for part in ("name", "claim", "evidence", "rule", "source")
+        )
+        advice = [str(line) for line in signature.get("advice") or []]
+        found.append(Failure(name.replace("_", " "), claim, evidence, rule, advice, source))
+    return found
 
 
 def efficiency_rows(evaluation: Evaluation) -> list[tuple[Metric, str, str, str, Verdict]]:
