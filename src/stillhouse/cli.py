@@ -78,7 +78,9 @@ def sweep(
         list[str] | None,
         typer.Option(metavar="KEY.PATH=VALUE,VALUE", help="Values to try; several --grid make every combination."),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(metavar="SEED,SEED", help="Seeds of every setting.  [0,1,2]")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="SEED,SEED", help="Seeds of every setting.  [default: the sweep's]")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side.  [default: chosen, and said why]")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The sweep's folder.  [default: runs/NAME]")] = None,
     only_check: Annotated[bool, typer.Option("--check", help="Say what it would cost, and run nothing.")] = False,

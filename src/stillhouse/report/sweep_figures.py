@@ -13,6 +13,9 @@ from stillhouse.report.figures import WIDTH, Say, plain_number
 _LOGARITHMIC = 5.0
 """From this ratio of the largest to the smallest value on, values stand on a logarithmic axis."""
 
+_ASIDE = 9.0
+"""How far the seeds stand beside their mean, which would hide them."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -59,7 +62,7 @@ def trend(name: str, title: str, places: Sequence[Place], varied: str, say: Say)
             parts.append(svg.line(x(at), y(place.interval[0]), x(at), y(place.interval[1]), "interval thin m-student"))
     parts.append(svg.polyline([(x(at), y(place.value)) for at, place in known], "curve m-student"))
     for at, place in known:
-        parts += [svg.marker("student", x(at), y(value), say(value), 2.5) for value in place.each]
+        parts += [svg.marker("student", x(at) + _ASIDE, y(value), say(value), 2.5) for value in place.each]
         parts.append(svg.marker("student", x(at), y(place.value), f"{place.name}: {place.label}", 5))
     return svg.document(name, f"{title} against {varied}", _said(places), (WIDTH, height), parts)
 
@@ -76,7 +79,7 @@ def ranks(name: str, title: str, places: Sequence[Place], axis_title: str, say: 
             parts.append(svg.line(axis(place.interval[0]), y, axis(place.interval[1]), y, "interval m-student"))
         if place.control is not None:
             parts.append(svg.marker("control", axis(place.control), y, "control", 4))
-        parts += [svg.marker("student", axis(value), y, say(value), 2.5) for value in place.each]
+        parts += [svg.marker("student", axis(value), y + _ASIDE, say(value), 2.5) for value in place.each]
         parts.append(svg.marker("student", axis(place.value), y, f"{place.name}: {place.label}", 5.5))
         parts.append(svg.text(14, y - 15, svg.shortened(place.name, 50 - len(place.label)), "label halo"))
         parts.append(svg.text(WIDTH - 14, y - 15, place.label, "label halo strong", "end"))

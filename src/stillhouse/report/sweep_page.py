@@ -9,7 +9,7 @@ from typing import Any
 from stillhouse.replicates import student_quantile
 from stillhouse.report.charts import Figure, axis_title, slug, speaker
 from stillhouse.report.findings import Findings, Table
-from stillhouse.report.numbers import ABSENT, Metric, duration, fixed, is_number
+from stillhouse.report.numbers import ABSENT, NBSP, Metric, duration, fixed, is_number
 from stillhouse.report.sweep_figures import Place, ranks, trend
 
 _FEW = 10
@@ -77,7 +77,8 @@ def _with_interval(found: Mapping[str, Any] | None, metric: Metric) -> str:
     said = metric.value(found["value"], found["stderr"])
     if not is_number(found["low"]) or found["low"] == found["high"]:
         return said
-    return f"{said} ({metric.value(found['low'], found['stderr'])} to {metric.value(found['high'], found['stderr'])})"
+    low, high = (metric.value(found[end], found["stderr"]).removesuffix(f"{NBSP}%") for end in ("low", "high"))
+    return f"{said} ({low} to {high})"
 
 
 def _change(found: Mapping[str, Any], metric: Metric) -> str:
@@ -95,7 +96,7 @@ def _change(found: Mapping[str, Any], metric: Metric) -> str:
 
 
 def _heads(metrics: Sequence[Metric]) -> list[str]:
-    return [axis_title(metric) for metric in metrics]
+    return [" ".join(filter(None, (metric.title, metric.label_unit, metric.arrow))) for metric in metrics]
 
 
 def _means(found: Mapping[str, Any], metrics: Sequence[Metric]) -> Table:
