@@ -2,8 +2,8 @@
 
 The survey on distillation (arXiv 2504.14772) names three: a student that matches its teacher on what it has seen and
 not beyond, an over-confident student of a calibrated teacher, and good perplexity with poor reasoning. Here each is a
-rule with a margin, and holds only where the data resolve it: no signature means that none was seen, not that nothing
-is wrong.
+rule with a margin, and holds only where the whole confidence interval lies beyond it: no signature means that none was
+seen, not that nothing is wrong.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _overfitted(measured: Measured, moved: Sequence[Shift]) -> Signature | None:
     pair, excess = next(iter(gap.excess.items()))  # the teacher where it was measured, else the control
     reference = pair.removeprefix("student - ")
     heldout = estimate(measured["student"][_LOSS]).value
-    if not excess.resolved or excess.difference < OVERFITTED * heldout:
+    if not excess.resolved or _known(excess.low) < OVERFITTED * heldout:
         return None
     numbers = {f"gap.{role}": change.difference for role, change in gap.changes.items()}
     numbers |= {f"excess.{other}": found.difference for other, found in gap.excess.items()}
@@ -93,8 +93,8 @@ def _overfitted(measured: Measured, moved: Sequence[Shift]) -> Signature | None:
         "The student is overfitted to the distillation data: on data it has not seen it falls behind, by more than its "
         + reference,
         f"bits per byte on held-out minus training data: {gaps}; student minus {reference} {_interval(excess)}",
-        f"the student's gap between training and held-out data is wider than its {reference}'s, resolved, by at least "
-        f"{OVERFITTED:.0%} of its bits per byte on held-out data",
+        f"the student's gap between training and held-out data is wider than its {reference}'s by at least "
+        f"{OVERFITTED:.0%} of its bits per byte on held-out data, by the whole 95 % interval",
         {**numbers, "heldout_bits_per_byte": heldout, "low": _known(excess.low), "high": _known(excess.high)},
         (
             "more, and more varied, training data (data.train), or fewer passes over it (train.steps)",
@@ -113,15 +113,16 @@ def _overconfident(measured: Measured) -> Signature | None:
     theirs, ours = estimate(teacher[_ECE]).value, estimate(student[_ECE]).value
     excess = estimate(student[_OVERCONFIDENCE])
     surely = excess.stderr is not None and excess.value > _Z95 * excess.stderr
-    if theirs > CALIBRATED or not worse.resolved or worse.difference < OVERCONFIDENT or not surely:
+    if theirs > CALIBRATED or not worse.resolved or _known(worse.low) < OVERCONFIDENT or not surely:
         return None
     return Signature(
         "overconfident",
         "The student is over-confident where its teacher is calibrated: it is surer of its tokens than it is right",
         f"calibration error {ours:.1%}, its teacher's {theirs:.1%}, difference {_interval(worse, share=True)}; mean "
         f"confidence {100 * excess.value:.1f} points above accuracy",
-        f"the teacher's calibration error is at most {CALIBRATED:.0%}, the student's is larger, resolved, by at least "
-        f"{100 * OVERCONFIDENT:.0f} points, and the student's mean confidence exceeds its accuracy by more than chance",
+        f"the teacher's calibration error is at most {CALIBRATED:.0%}, the student's is larger by at least "
+        f"{100 * OVERCONFIDENT:.0f} points, by the whole 95 % interval, and its mean confidence exceeds its accuracy "
+        "by more than chance",
         {
             "ece.student": ours,
             "ece.teacher": theirs,
