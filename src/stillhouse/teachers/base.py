@@ -16,6 +16,21 @@ from stillhouse.models import CausalLM, Sampling
 from stillhouse.signals.kinds import Signal
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher wrote.
+
+    Attributes:
+        text: may be empty.
+        finished: it came to its own end; no limit cut it off.
+        tokens: it wrote.
+    """
+
+    text: str
+    finished: bool
+    tokens: int
+
+
 class TeacherSession(ABC):
     """An opened teacher: frozen, counting what it was asked.
 
