@@ -96,6 +96,15 @@ class Client:
             NeedsError: log-probabilities were asked for, and left out in silence.
             RequestStoreError: the store cannot be read or written.
         """
+        try:
+            yield from self._ask(requests)
+        except (TeacherError, BudgetError) as error:
+            count = self.store.counts(self.teacher).answers
+            raise type(error)(
+                f"{error} {count:,} answers are kept in {self.store.path}; the same command goes on from there."
+            ) from error
+
+    def _ask(self, requests: Iterable[Request]) -> Iterator[tuple[int, Reply]]:
         run = _Run(self, iter(requests))
         with ThreadPoolExecutor(1, "asking") as thread:
             ended = thread.submit(lambda: asyncio.run(run.all()))
@@ -113,7 +122,7 @@ class Client:
         Raises:
             StillhouseError: as `ask`.
         """
-        ((_, reply),) = self.ask([request])
+        ((_, reply),) = self._ask([request])
         return reply
 
     def models(self) -> list[str] | None:
@@ -130,10 +139,6 @@ class Client:
 
         with ThreadPoolExecutor(1, "asking") as thread:
             return thread.submit(lambda: asyncio.run(look())).result()
-
-    def kept(self) -> str:
-        """What is safe, for messages of errors."""
-        return f"{self.store.counts(self.teacher).answers:,} answers are kept in {self.store.path}"
 
 
 class _Job(NamedTuple):
@@ -238,15 +243,13 @@ class _Run:
                 if taken is None or isinstance(taken, Reply):  # stopped, or another process was quicker
                     return taken
                 outcome = await self._exchange.send(job.request)
-            self._pace.heard(era, overload=outcome.overload)
-            if outcome.pause is not None:
-                self._pace.pause(outcome.pause)
+                self._heed(outcome, era)  # before anybody else takes the turn
             kept = await self._desk.settle(job, taken, outcome)
             if kept is not None:
                 self._pace.answered += 1
                 return kept
             if outcome.error is not None:
-                raise type(outcome.error)(f"{outcome.error} {self.client.kept()}.")
+                raise outcome.error
             reasons[outcome.reason] += 1
             self.client.tally.retried[outcome.reason] += 1
             tries += not (outcome.limited and self._pace.answered > answered)
@@ -254,12 +257,18 @@ class _Run:
                 raise TeacherError(self._gave_up(job.request, reasons))
             await self._rest(backoff(tries, self._draws))
 
+    def _heed(self, outcome: Outcome, era: int) -> None:
+        self._pace.heard(era, overload=outcome.overload)
+        if outcome.pause is not None:
+            self._pace.pause(outcome.pause)
+        if outcome.error is not None:
+            self._stop()
+
     def _gave_up(self, request: Request, reasons: Counter[str]) -> str:
         told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
         return (
             f"{self.client.server.name} did not answer example {request.id!r} in {sum(reasons.values())} tries: "
-            f"{told}. {self.client.kept()}; the same command goes on from there. Is the server up, and is concurrency "
-            f"({self.client.manner.concurrency}) more than it bears?"
+            f"{told}. Is the server up, and is concurrency ({self.client.manner.concurrency}) more than it bears?"
         )
 
     async def _rest(self, seconds: float) -> None:
@@ -374,6 +383,5 @@ class _Desk:
         return (
             f"The budget of {client.server.name} is used up. {lack}. It has cost {client.budget.describe(spent)} over "
             f"all runs that share {client.store.path}; the next request may take up to "
-            f"{client.budget.describe(bound)}. {client.kept()}. Raise the teacher's budget, and the same command goes "
-            "on from there."
+            f"{client.budget.describe(bound)}. Raise the teacher's budget to go on."
         )

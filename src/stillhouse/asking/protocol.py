@@ -201,8 +201,7 @@ def parse(request: Request, content: bytes) -> Reply:
     usage = _typed(found.get("usage") or {}, "usage", dict)
     ended = _typed(choice.get("finish_reason") or "", "finish_reason", str)
     tokens, logprobs = _written(choice, chat=chat)
-    said = choice.get("prompt_logprobs") or found.get("prompt_logprobs")
-    ids = choice.get("prompt_token_ids") or found.get("prompt_token_ids")
+    said, ids = (choice.get(n) or found.get(n) for n in ("prompt_logprobs", "prompt_token_ids"))  # as the api has it
     reply = Reply(
         text=text,
         finished=ended in _ENDED,
@@ -214,7 +213,7 @@ def parse(request: Request, content: bytes) -> Reply:
         tokens=tokens,
         logprobs=logprobs,
         prompt_logprobs=None if said is None else [_by_id(e) for e in _typed(said, "prompt_logprobs", list)],
-        prompt_ids=ids,
+        prompt_ids=_list(ids, "prompt_token_ids") or None,
     )
     _require_logprobs(request, reply)
     return reply
@@ -228,7 +227,12 @@ def _message(choice: dict[str, Any]) -> tuple[str, str | None, str | None]:
     if "content" not in message and "refusal" not in message and "tool_calls" not in message:
         raise MalformedError(f"a message without content: {_shown(message)}")
     reasoning = message.get("reasoning") or message.get("reasoning_content")
-    return _typed(content or "", "message.content", str), message.get("refusal"), reasoning
+    refusal = message.get("refusal")
+    return (
+        _typed(content or "", "message.content", str),
+        None if refusal is None else _typed(refusal, "message.refusal", str),
+        _typed(reasoning, "message.reasoning", str) if reasoning else None,
+    )
 
 
 def _written(choice: dict[str, Any], *, chat: bool) -> tuple[list[str] | None, list[Entry | None] | None]:
@@ -237,22 +241,27 @@ def _written(choice: dict[str, Any], *, chat: bool) -> tuple[list[str] | None, l
         return None, None
     said = _typed(said, "logprobs", dict)
     if chat:
-        places = [_typed(place, "logprobs.content[]", dict) for place in said.get("content") or []]
-        tops = [{_at(t, "token", str): _logprob(t.get("logprob")) for t in place["top_logprobs"]} for place in places]
-        names = [_at(place, "token", str) for place in places]
-        own = [_logprob(place.get("logprob")) for place in places]
-        return names, [{**top, name: lp} for top, name, lp in zip(tops, names, own, strict=True)]
-    names = _at(said, "tokens", list)
-    tops, own = said.get("top_logprobs") or [None] * len(names), _at(said, "token_logprobs", list)
+        places = _list(said.get("content"), "logprobs.content")
+        return [_at(place, "token", str) for place in places], [_likeliest(place) for place in places]
+    names, own = _at(said, "tokens", list), _at(said, "token_logprobs", list)
+    tops = _list(said.get("top_logprobs"), "logprobs.top_logprobs") or [None] * len(names)
     if not len(names) == len(tops) == len(own):
         raise MalformedError(
             f"{len(names)} tokens, {len(own)} log-probabilities and {len(tops)} lists of the likeliest"
         )
     entries: list[Entry | None] = []
     for name, top, logprob in zip(names, tops, own, strict=True):
-        likeliest = {str(key): _logprob(value) for key, value in (top or {}).items()}
-        entries.append(None if logprob is None else {**likeliest, name: _logprob(logprob)})
+        named = _typed(top or {}, "logprobs.top_logprobs[]", dict).items()
+        own_name = _typed(name, "logprobs.tokens[]", str)
+        likeliest = {key: _logprob(value) for key, value in named}
+        entries.append(None if logprob is None else {**likeliest, own_name: _logprob(logprob)})
     return names, entries
+
+
+def _likeliest(place: dict[str, Any]) -> Entry | None:
+    """What a chat's reply says at one place: the likeliest tokens, and the one that stands there."""
+    named = [*_list(place.get("top_logprobs"), "logprobs.content[].top_logprobs"), place]
+    return {_at(one, "token", str): _logprob(one.get("logprob")) for one in named}
 
 
 def _by_id(entry: Any) -> Entry | None:
@@ -261,7 +270,9 @@ def _by_id(entry: Any) -> Entry | None:
         return None
     named = _typed(entry, "prompt_logprobs[]", dict).items()
     return {
-        (TOKEN_ID + key if key.isdecimal() else key): _logprob(value["logprob"] if isinstance(value, dict) else value)
+        (TOKEN_ID + key if key.isdecimal() else key): _logprob(
+            value.get("logprob") if isinstance(value, dict) else value
+        )
         for key, value in named
     }
 
@@ -276,7 +287,7 @@ def _require_logprobs(request: Request, reply: Reply) -> None:
 
 
 def _logprob(value: Any) -> float:
-    if not isinstance(value, int | float) or math.isnan(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
         raise MalformedError(f"a log-probability that is {value!r}")
     return float(value)
 
@@ -298,6 +309,11 @@ def _typed(value: Any, name: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise MalformedError(f"{name} is {_shown(value)}, expected {kind.__name__}")
     return value
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    """A list, empty where there is none."""
+    return _typed([] if value is None else value, name, list)
 
 
 def _shown(value: Any) -> str:

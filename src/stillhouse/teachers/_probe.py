@@ -1,7 +1,8 @@
 """What a server really does: asked with a handful of tokens when it is opened, and believed no further than that.
 
 Servers were seen whose log-probabilities are off by one token, tempered, left out in silence, or keyed by decoded text,
-so that tokens collide. A few tokens are written and then scored as a prompt: what is said of them must agree.
+so that tokens collide. A few tokens are written and then scored as a prompt: what is said of them must agree. (A server
+that tempers both alike cannot be told from a model that is less sure.)
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class _Probe:
         body = wording.completion(prompt, seed=0)
         try:
             reply = self._ask(body, len(prompt))
-        except RefusedError as error:
-            raise self._broken(f"the server refuses to be asked: {error}") from error
+        except (RefusedError, NeedsError) as error:
+            raise self._broken(f"asked for them, {error}") from error
         entries = [self._require_ids(entry) for entry in reply.logprobs or []]
         written = [int(name.removeprefix(TOKEN_ID)) for name in reply.tokens or [] if name.startswith(TOKEN_ID)]
         if not written or len(written) != len(entries):
@@ -108,7 +109,7 @@ class _Probe:
                 reply = self._ask(scoring_body(self.client.server.model, tokens, self.k, style), len(tokens))
                 return style, [self._require_ids(entry) for entry in said_after(reply, tokens, style)]
             except (RefusedError, NeedsError) as error:
-                seen.append(f"by {style}: {error}")
+                seen.append(f"asked by {style}, {error}")
         raise self._broken(f"it scores no prompt. {' '.join(seen)}")
 
     def _require_ids(self, entry: Entry | None) -> Entry:
@@ -150,8 +151,8 @@ class _Probe:
     def _broken(self, seen: str) -> NeedsError:
         return NeedsError(
             f"teacher.server.logprobs promises the {self.k} likeliest tokens of {self.client.server.name}, and the "
-            f"server does not keep it: {seen}. Use another server (vLLM does, started with --max-logprobs {self.k} or more), "
-            "or leave logprobs out and learn from its text."
+            f"server does not keep it: {seen.rstrip('.')}. Use another server (vLLM does, started with --max-logprobs "
+            f"{self.k} or more), or leave logprobs out and learn from its text."
         )
 
 
