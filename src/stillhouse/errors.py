@@ -67,6 +67,18 @@ class SignalStoreError(RunError):
     """A signal store is damaged, unfinished, or does not fit the data, the tokenizer or the teacher."""
 
 
+class RequestStoreError(RunError):
+    """A store of answered requests cannot be read, or was written by a newer version."""
+
+
+class TeacherError(StillhouseError, RuntimeError):
+    """A teacher behind an API cannot be reached, refuses, or does not answer in form; what arrived before is kept."""
+
+
+class BudgetError(StillhouseError, RuntimeError):
+    """A teacher's budget of calls, tokens or money does not cover what is asked of it; nothing beyond it was spent."""
+
+
 class TrainingDivergedError(StillhouseError, ArithmeticError):
     """The loss became NaN, infinite, or ran away; the last good checkpoint is kept."""
 

@@ -92,4 +92,5 @@ def _bill(shop: Workshop, record: StageRecord) -> None:
         record.cost = {
             "teacher_tokens_read": shop.teacher.tokens_read,
             "teacher_tokens_written": shop.teacher.tokens_written,
+            **shop.teacher.bill(),
         }

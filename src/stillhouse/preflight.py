@@ -87,7 +87,8 @@ def make_plan(recipe: Recipe) -> Plan:
     sources = recipe.data.sources().values()
     writers = [*steps, *(s.synthesizer.build("synthesizer") for s in sources if s.synthesizer is not None)]
     match_needs(teacher, [*objectives, *evaluators, *writers])
-    _require_live(teacher, [*evaluators, *writers])
+    _require_present(teacher, evaluators)
+    _require_live(teacher, writers)
     _refuse_twins(evaluators)
     teacher_tokenizer = teacher.load_tokenizer()
     width = vocabulary_size(teacher_tokenizer) if teacher_tokenizer is not None else None
@@ -135,6 +136,17 @@ def match_needs(teacher: Teacher, components: Iterable[Objective | Evaluator | S
                 f"{', '.join(sorted(teacher.provides)) or 'nothing'}. Use a teacher that provides it, or one of the "
                 f"objectives that this one can serve: {', '.join(usable)}."
             )
+
+
+def _require_present(teacher: Teacher, evaluators: Iterable[Evaluator]) -> None:
+    """Evaluators hold students against the teacher's own model on held-out text."""
+    for evaluator in evaluators:
+        if evaluator.needs and teacher.live and not teacher.here:
+            raise NeedsError(
+                f"{name_of(evaluator)} measures the teacher's own model beside its students, and {name_of(teacher)} "
+                f"has none in this process. Leave {name_of(evaluator)} out of evaluate."
+            )
+    _require_live(teacher, evaluators)
 
 
 def _require_live(teacher: Teacher, askers: Iterable[Evaluator | Synthesizer]) -> None:

@@ -68,6 +68,13 @@ class Component(Section):
     def _to_short_form(self) -> Any:
         return {self.name: self.settings} if self.settings else self.name
 
+    def lasting(self, family: str) -> Any:
+        """The short form without the component's `manners`: what a run is made by and may not change under way."""
+        passing = getattr(registry.component(family, self.name), "manners", ())
+        return Component(
+            name=self.name, settings={k: v for k, v in self.settings.items() if k not in passing}
+        ).model_dump()
+
     def build(self, family: str) -> Any:
         """The component itself, its settings validated."""
         return registry.build(family, self.name, self.settings)

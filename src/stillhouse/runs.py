@@ -24,7 +24,7 @@ import yaml
 
 from stillhouse import world
 from stillhouse.errors import RunError
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Component, Recipe
 from stillhouse.records import bytes_under, fingerprint, whole
 
 FORMAT = 1
@@ -255,7 +255,11 @@ class RunFolder:
 
 
 def _without(recipe: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
-    return {key: value for key, value in recipe.items() if key not in free}
+    """A recipe without what may change under way: some keys, and how patiently its teacher is asked."""
+    lasting = {key: value for key, value in recipe.items() if key not in free}
+    if "teacher" in lasting:
+        lasting["teacher"] = Component.model_validate(lasting["teacher"]).lasting("teacher")
+    return lasting
 
 
 def _without_name(record: StageRecord) -> dict[str, Any]:

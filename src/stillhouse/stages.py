@@ -245,7 +245,7 @@ class _Cadence:
 
 def _evaluate(shop: Workshop, outcome: Outcome) -> None:
     """Measure every model, compare them pairwise, write evaluation.json and samples.jsonl."""
-    absent = {"control": not shop.has_control, "teacher": not shop.plan.teacher.live}
+    absent = {"control": not shop.has_control, "teacher": not shop.plan.teacher.here}
     roles = [role for role in ROLES if not absent.get(role)]
     results: dict[str, ModelResult] = {}
     for place, role in enumerate(roles):
@@ -282,7 +282,7 @@ def _files_read(evaluators: Sequence[Evaluator]) -> dict[str, str]:
 
 
 def _evaluate_model(shop: Workshop, role: str) -> ModelResult:
-    model = shop.model(role)
+    model, teacher = shop.model(role), shop.teacher.lm if shop.plan.teacher.here else None
     measured = ModelResult()
     for name in ("heldout", *shop.recipe.data.out_of_domain):
         data = shop.heldout(name)
@@ -290,7 +290,7 @@ def _evaluate_model(shop: Workshop, role: str) -> ModelResult:
             data = replace(data, renderer=replace(data.renderer, trace="rationale_first"))
         for evaluator in shop.plan.evaluators:
             if name == "heldout" or not evaluator.once:
-                _measure(evaluator, model, data, shop.teacher.lm, measured)
+                _measure(evaluator, model, data, teacher, measured)
     shown = shop.heldout(limit=shop.recipe.samples)
     if shop.recipe.samples and not any(example.id in measured.outputs for example in shown.examples):
         measured.outputs |= continuations(model, shown)

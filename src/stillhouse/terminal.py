@@ -166,6 +166,12 @@ def check_text(result: Mapping[str, Any]) -> str:
             ]
         )
         rows += [["", f"{count} {notice}"] for notice, count in data.get("notices", {}).items()]
+    if asking := estimate.get("asking"):
+        price = f", {asking['cost']:.4g} {asking['currency']}" if "cost" in asking else ""
+        rows.append(["asks", f"at most {asking['calls']:,} requests{price}; what is stored is not asked again"])
+        before = asking["spent_before"]
+        if before["calls"]:
+            rows.append(["", f"{before['calls']:,} requests were paid before, which count in the budget"])
     rows += [
         ["updates", f"{estimate['steps']:,} in all, {estimate['epochs']:g} passes over the data each"],
         ["teacher reads", f"about {estimate['teacher_tokens_read']:,} tokens"],

@@ -90,7 +90,8 @@ class Workshop:
     def models_in_play(self) -> dict[str, Any]:
         """Teacher and student as the recipe names them, with what their folders hold: stages are done again when either
         changes."""
-        named = self.recipe.model_dump(mode="json", include={"teacher", "student"})
+        named = self.recipe.model_dump(mode="json", include={"student"})
+        named["teacher"] = self.recipe.teacher.lasting("teacher")
         start = self.recipe.student.model
         return {**named, "files": [self.plan.teacher.fingerprint(), start and fingerprint_model(start)]}
 

@@ -1,5 +1,5 @@
-"""A sweep through the command line: killed in the middle it continues, a run that fails stops no other, and every run is
-what it is alone."""
+"""A sweep through the command line: killed in the middle it continues, a run that fails stops no other, and every run
+is what it is alone."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ LAYERS: list[set[str]] = [
         "world",
     },
     {"adapters", "locating"},
-    {"data", "signals", "models"},
+    {"asking", "data", "signals", "models"},
     {"teachers", "objectives", "student", "pruning"},
     {"synthesis", "selection", "condensation"},
     {"training", "evaluation", "report", "tracking"},

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 from stillhouse.checking.looking import look_at
 from stillhouse.checking.metering import Trial, Trials, operations_per_second, resident_bytes
-from stillhouse.checking.rehearsing import Rehearsal, Writing, judges, writes
+from stillhouse.checking.rehearsing import Asking, Rehearsal, Writing, judges, writes
 from stillhouse.checking.seconds import Split, Work, stage_seconds
 from stillhouse.checking.skeletons import Size, build_skeleton, choose_depths, measure_size
 from stillhouse.checking.space import disk_bytes, stage_bytes
@@ -62,6 +63,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
         sizes = {"student": measure_size(plan.student_config, chosen.lora, **_trust(chosen))}
         if plan.teacher_config is not None:
             sizes["teacher"] = measure_size(plan.teacher_config, **_trust(plan.teacher))
+        asking = _afford(plan, askings)
         work = _rehearse(shop, sizes, splits, writings, resident)
     student, teacher = sizes["student"], sizes.get("teacher")
     estimate = _estimate(work, shop.device)
@@ -86,9 +88,22 @@ def check(recipe: Recipe) -> dict[str, Any]:
         "objectives": {name_of(o): sorted(o.needs) for o in plan.objectives},
         "control": plan.may_have_control,
         "data": {name: facts for name, (_, facts, _) in looks.items()},
-        "estimate": estimate,
+        "estimate": estimate | ({"asking": asking} if asking else {}),
         "warnings": _warnings(estimate, shop.device),
     }
+
+
+def _afford(plan: Plan, askings: Sequence[Asking]) -> dict[str, Any] | None:
+    """What a teacher that is paid is going to be asked, at most.
+
+    Raises:
+        BudgetError: its budget is smaller.
+    """
+    require = getattr(plan.teacher, "require_affordable", None)
+    if require is None or not askings:
+        return None
+    read = sum(round(asking.count * asking.prompt_tokens) for asking in askings)
+    return require(sum(asking.count for asking in askings), read, sum(asking.written for asking in askings))
 
 
 def _rehearse(

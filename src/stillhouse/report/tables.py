@@ -18,6 +18,8 @@ FOLD = 420  # characters of a text that are shown without unfolding
 COST_TITLES = {
     "teacher_tokens_read": "Tokens the teacher read",
     "teacher_tokens_written": "Tokens the teacher wrote",
+    "teacher_calls": "Requests sent to the teacher",
+    "teacher_answers_stored": "Answers that were stored before",
     "student_tokens_trained": "Tokens the student trained on",
     "control_tokens_trained": "Tokens the control trained on",
 }

@@ -77,6 +77,10 @@ class TeacherSession(ABC):
     def lm(self) -> CausalLM | None:
         """The model itself where it lives in this process, else None."""
 
+    def bill(self) -> dict[str, int]:
+        """What asking came to besides tokens, such as calls; counts, which add up over stages."""
+        return {}
+
     def close(self) -> None:
         """Release what `open` took; weights need nothing."""
         return
@@ -95,11 +99,18 @@ class Teacher(ABC):
     family: ClassVar[str] = "teacher"
     provides: ClassVar[frozenset[str]] = frozenset()
     """What objectives may need of it, out of: text, token_logprobs, distribution, hidden_states, attentions."""
+    manners: ClassVar[frozenset[str]] = frozenset()
+    """Settings that change nothing of what it says, so that a run may go on with others."""
 
     @property
     def live(self) -> bool:
         """Whether it can be asked about any text; a record speaks about what it has heard alone."""
         return True
+
+    @property
+    def here(self) -> bool:
+        """Whether its model is in this process, where it is measured beside its students."""
+        return self.live
 
     @property
     def recorded_at(self) -> float | None:
