@@ -102,7 +102,7 @@ def test_killed_ten_times(count: int, tmp_path: Path) -> None:
         told: dict[str, Any] = json.loads(out)
         assert not stored & asking.asked_since(seen).keys()
         assert told["answered"] == count
-        assert told["grown_kb"] < 8 * 1024
+        assert told["grown_kb"] < 4 * 1024
         with RequestStore(tmp_path / "r.sqlite") as store:
             assert store.counts(asking.teacher).answers == count
             for request in asker.questions(count):

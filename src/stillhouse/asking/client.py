@@ -233,10 +233,10 @@ class _Run:
     async def _answer(self, job: _Job) -> Reply | None:
         """The reply, asked for until it comes; None where it was stopped before."""
         reasons: Counter[str] = Counter()
-        tries = 0
+        tries = alone = 0
         while True:
             answered = self._pace.answered
-            async with self._pace.turn() as era:
+            async with self._pace.turn(first=bool(reasons)) as era:
                 if self._stopped:
                     return None
                 taken = await self._desk.reserve(job, lambda: self._stopped)
@@ -252,10 +252,11 @@ class _Run:
                 raise outcome.error
             reasons[outcome.reason] += 1
             self.client.tally.retried[outcome.reason] += 1
-            tries += not (outcome.limited and self._pace.answered > answered)
+            alone = alone + 1 if self._pace.answered == answered else 0  # a server that answers others is not down
+            tries += not (outcome.limited and not alone)
             if tries > self.client.manner.retries:
                 raise TeacherError(self._gave_up(job.request, reasons))
-            await self._rest(backoff(tries, self._draws))
+            await self._rest(backoff(alone, self._draws))
 
     def _heed(self, outcome: Outcome, era: int) -> None:
         self._pace.heard(era, overload=outcome.overload)

@@ -39,10 +39,11 @@ class Pace:
         self._era = self._outcomes = self._refusals = 0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncGenerator[int, None]:
-        """Wait for a place, and for the end of a pause; gives the era that `heard` wants to know."""
+    async def turn(self, *, first: bool = False) -> AsyncGenerator[int, None]:
+        """Wait for a place, and for the end of a pause; gives the era that `heard` wants to know. A retry goes before
+        those that wait already, so that none is left over in the end."""
         place = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        (self._waiting.appendleft if first else self._waiting.append)(place)
         self._grant()
         await place
         try:
@@ -91,10 +92,15 @@ class Pace:
         self._grant()
 
 
-def backoff(tries: int, draws: random.Random) -> float:
-    """Seconds before a retry: exponential, with full jitter, so that those refused together do not come back together
-    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter)."""
-    return draws.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** max(0, tries - 1)))
+def backoff(alone: int, draws: random.Random) -> float:
+    """Seconds before a retry, with full jitter, so that those refused together do not come back together
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter).
+
+    Args:
+        alone: how often in a row it failed while nobody else was answered; the wait doubles with each.
+        draws: the jitter's.
+    """
+    return draws.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**alone))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
