@@ -60,7 +60,7 @@ def test_the_most_agreed_teacher_is_followed_and_replaced_where_it_is_silent() -
     votes = [["a", "a", "b"], ["a", "a", "b"], ["c", "x", "c"], [None, "x", "y"], ["q", "r", "r"]]
     decided = MostAgreed().decide(votes)
     assert decided.chosen == ("a", "a", "c", "x", "q")
-    assert decided.reliability == pytest.approx((3 / 8, 3 / 10, 2 / 10))
+    assert decided.reliability == pytest.approx((3 / 8, 3 / 9, 2 / 9))
 
 
 def test_nobody_answered_anything() -> None:

@@ -14,7 +14,7 @@ _ANNOTATION = re.compile(r"<<[^<>]*>>")
 """What GSM8K writes between an equation and its result for a calculator."""
 _TERM = r"\(*\s*-?\s*[$€£¥]?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)\s?%?\s*\)*"
 _SIGN = r"[-+*/x×÷−·]"
-_EQUATION = re.compile(rf"(?P<left>{_TERM}(?:\s*{_SIGN}\s*{_TERM})+)\s*=\s*(?P<right>-?\s?[$€£¥]?\s?[\d.,]*\d)")
+EQUATION = re.compile(rf"(?P<left>{_TERM}(?:\s*{_SIGN}\s*{_TERM})+)\s*=\s*(?P<right>-?\s?[$€£¥]?\s?[\d.,]*\d)")
 _SIGNS = str.maketrans({"x": "*", "×": "*", "·": "*", "÷": "/", "−": "-", "$": "", "€": "", "£": "", "¥": "", " ": ""})
 
 
@@ -48,9 +48,9 @@ def steps(solution: str) -> list[Step]:
     >>> [step.text for step in steps("She has 2 + 3 = <<2+3=5>>5 eggs, so 5 x $2 = $10.\\nA: 10")]
     ['2 + 3 = 5', '5 x $2 = $10', 'the answer 10']
     """
-    text = _ANNOTATION.sub("", solution)
+    text = without_annotations(solution)
     found = [
-        Step(_form(match["left"], match["right"]), " ".join(match[0].split())) for match in _EQUATION.finditer(text)
+        Step(_form(match["left"], match["right"]), " ".join(match[0].split())) for match in EQUATION.finditer(text)
     ]
     if not found:
         lines = [line for line in text.splitlines() if line.strip()]
@@ -59,8 +59,26 @@ def steps(solution: str) -> list[Step]:
     return [*found, Step(("answer", final), f"the answer {final}")]
 
 
+def without_annotations(solution: str) -> str:
+    """A solution without what is written in it for a calculator.
+
+    >>> without_annotations("2 + 3 = <<2+3=5>>5")
+    '2 + 3 = 5'
+    """
+    return _ANNOTATION.sub("", solution)
+
+
+def plain(expression: str) -> str:
+    """An expression in digits, parentheses and `+ - * / %` alone.
+
+    >>> plain("$1,000 × 2 ÷ (3 − 1)")
+    '1000*2/(3-1)'
+    """
+    return expression.translate(_SIGNS).replace(",", "")
+
+
 def _form(left: str, right: str) -> Hashable:
-    signs = left.translate(_SIGNS).replace(",", "")
+    signs = plain(left)
     for sign in "+*":
         terms = signs.split(sign)
         if all(re.fullmatch(r"[\d.]+%?", term) for term in terms):
