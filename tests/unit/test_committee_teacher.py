@@ -13,7 +13,6 @@ from building import build_tokenizer
 from stillhouse import registry
 from stillhouse.consensus._disagreements import write_disagreements
 from stillhouse.consensus.dawid_skene import DawidSkene
-from stillhouse.consensus.majority import Majority
 from stillhouse.data.batching import TokenBatch
 from stillhouse.errors import DataError, NeedsError, RecipeError
 from stillhouse.models import Sampling
@@ -197,15 +196,15 @@ def test_the_rule_chooses_and_the_disagreements_are_kept(folders: list[str], tmp
     session = session_of(folders)
     done = [True] * 3
     asked = [(TWO, ONE, THREE), (ONE, THREE, THREE), ("", "", ""), ("yes.", " YES", "no")]
-    picks = session.settle(list("abcd"), asked, [done] * 4)
+    picks = session.settle([(name, f"{name}?") for name in "abcd"], asked, [done] * 4)
     assert picks == [1, 0, None, 0]
-    summary = session.disagreements.summary(Majority())
+    summary = session.disagreements.summary()
     assert (summary["prompts"], summary["disagreed"], summary["undecided"]) == (4, 2, 1)
     assert summary["pairs"][0] == {"teachers": ["ann", "bob"], "both": 3, "differ": 1}
     assert summary["reliability"] == {"ann": 2 / 3, "bob": 1.0, "eve": 2 / 3}
     first = summary["examples"][0]
     assert first["answers"] == {"ann": "15", "bob": "10", "eve": "10"}
-    assert first["chosen"] == "10"
+    assert (first["id"], first["prompt"], first["chosen"]) == ("a", "a?", "10")
     assert first["between"] == ["bob", "ann"]
     assert first["first_difference"] == {"step": 2, "texts": ["5 * 2 = 10", "5 * 3 = 15"]}
     assert json.loads(write_disagreements(tmp_path, summary).read_text()) == summary
@@ -214,12 +213,13 @@ def test_the_rule_chooses_and_the_disagreements_are_kept(folders: list[str], tmp
 def test_an_answer_that_was_cut_off_votes_only_where_all_were(folders: list[str]) -> None:
     session = session_of(folders)
     texts = [(ONE, ONE, TWO), (ONE, ONE, TWO)]
-    assert session.settle(["a", "b"], texts, [[False, False, True], [False] * 3]) == [2, 0]
+    assert session.settle([("a", "?"), ("b", "?")], texts, [[False, False, True], [False] * 3]) == [2, 0]
 
 
 def test_where_the_rule_abstains_nothing_is_passed_on(folders: list[str]) -> None:
     session = session_of(folders, answers={"majority": {"abstain_below": 0.9}})
-    assert session.settle(["a", "b"], [(ONE, TWO, THREE), (ONE, ONE, THREE)], [[True] * 3] * 2) == [None, 0]
+    texts = [(ONE, TWO, THREE), (ONE, ONE, THREE)]
+    assert session.settle([("a", "?"), ("b", "?")], texts, [[True] * 3] * 2) == [None, 0]
 
 
 def test_what_it_writes_is_what_a_member_wrote(folders: list[str], render: Any, examples: Any) -> None:
@@ -229,14 +229,16 @@ def test_what_it_writes_is_what_a_member_wrote(folders: list[str], render: Any, 
     written = session.write(prompts, sampling)
     each = [member.write(prompts, sampling) for member in session.members]
     assert all(answer in [of[place] for of in each] for place, answer in enumerate(written))
-    assert session.disagreements.summary(Majority())["prompts"] == 4
+    assert session.disagreements.summary()["prompts"] == 4
+    session.write(prompts, sampling)
+    assert session.disagreements.summary()["prompts"] == 8
 
 
 def test_asked_again_under_one_id_a_question_counts_once(folders: list[str]) -> None:
     session = session_of(folders)
-    session.settle(["a"], [(ONE, TWO, THREE)], [[True] * 3])
-    session.settle(["a"], [(ONE, ONE, THREE)], [[True] * 3])
-    summary = session.disagreements.summary(Majority())
+    session.settle([("a", "?")], [(ONE, TWO, THREE)], [[True] * 3])
+    session.settle([("a", "?")], [(ONE, ONE, THREE)], [[True] * 3])
+    summary = session.disagreements.summary()
     assert (summary["prompts"], summary["disagreed"], summary["examples"]) == (1, 0, [])
 
 

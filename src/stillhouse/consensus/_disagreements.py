@@ -11,6 +11,7 @@ from typing import Any
 from stillhouse.consensus._differences import first_difference, pairs
 from stillhouse.consensus.base import Consensus, ConsensusRule, Vote
 from stillhouse.records import whole
+from stillhouse.registry import name_of
 
 FILE = "disagreements.json"
 FORMAT = 1
@@ -24,56 +25,52 @@ class Disagreements:
 
     Attributes:
         teachers: their names, in the order of the votes.
-        rule: the rule that chose, by its name.
+        rule: the rule that chose.
     """
 
     teachers: tuple[str, ...]
-    rule: str
+    rule: ConsensusRule
     _votes: dict[str, tuple[Vote, ...]] = field(default_factory=dict)
     _chosen: dict[str, Vote] = field(default_factory=dict)
     _examples: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(
         self,
-        ids: Sequence[str],
+        asked: Sequence[tuple[str, str]],
         votes: Sequence[Sequence[Vote]],
         texts: Sequence[Sequence[str]],
         decided: Consensus,
     ) -> None:
-        """Questions that were answered: of each the votes, the texts and what was chosen."""
-        for place, name in enumerate(ids):
+        """Questions that were answered: of each its id and text, the votes, the answers' texts and what was chosen."""
+        for place, (name, prompt) in enumerate(asked):
             self._votes[name], self._chosen[name] = tuple(votes[place]), decided.chosen[place]
             self._examples.pop(name, None)
             if len(self._examples) < EXAMPLES and differ(votes[place]):
-                sure = decided.confidence[place]
-                self._examples[name] = self._example(name, votes[place], texts[place], decided.chosen[place], sure)
+                chosen, confidence = said(decided.chosen[place]), round(decided.confidence[place], 4)
+                found = {"id": name, "prompt": prompt, "chosen": chosen, "confidence": confidence}
+                self._examples[name] = found | self._parting(votes[place], texts[place], decided.chosen[place])
 
-    def _example(
-        self, name: str, votes: Sequence[Vote], texts: Sequence[str], chosen: Vote, confidence: float
-    ) -> dict[str, Any]:
-        """The votes, and where a teacher whose answer was chosen parts from the first that differs."""
+    def _parting(self, votes: Sequence[Vote], texts: Sequence[str], chosen: Vote) -> dict[str, Any]:
+        """Who answers what, and where a teacher whose answer was chosen parts from the first that differs."""
         given = [place for place, vote in enumerate(votes) if vote is not None]
         one = next((place for place in given if votes[place] == chosen), given[0])
         other = next(place for place in given if votes[place] != votes[one])
         found = first_difference(texts[one], texts[other])
         at = {"step": found.step, "texts": [found.one, found.other]} if found else None
         return {
-            "id": name,
             "answers": {who: said(vote) for who, vote in zip(self.teachers, votes, strict=True)},
-            "chosen": said(chosen),
-            "confidence": round(confidence, 4),
             "between": [self.teachers[one], self.teachers[other]],
             "first_difference": at,
         }
 
-    def summary(self, rule: ConsensusRule) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """All of it as plain data; reliabilities are the rule's over all questions together."""
         votes = list(self._votes.values())
-        reliability = rule.decide(votes).reliability if votes else (0.0,) * len(self.teachers)
+        reliability = self.rule.decide(votes).reliability if votes else (0.0,) * len(self.teachers)
         return {
             "format": FORMAT,
             "teachers": list(self.teachers),
-            "rule": self.rule,
+            "rule": name_of(self.rule),
             "prompts": len(votes),
             "disagreed": sum(map(differ, votes)),
             "undecided": sum(chosen is None for chosen in self._chosen.values()),

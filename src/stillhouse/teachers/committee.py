@@ -155,7 +155,7 @@ class CommitteeSession(TeacherSession):
     def __init__(self, settings: CommitteeTeacher, members: Sequence[TeacherSession]) -> None:
         self.settings, self.members = settings, tuple(members)
         self.tokenizer = settings.shared_tokenizer([member.tokenizer for member in members])
-        self.disagreements = Disagreements(settings.member_names, name_of(settings.answers))
+        self.disagreements = Disagreements(settings.member_names, settings.answers)
         self._asked = 0
 
     def score(self, batch: TokenBatch) -> Mixture:
@@ -192,28 +192,29 @@ class CommitteeSession(TeacherSession):
         decoders = [member.tokenizer.decode for member in self.members]
         texts = [[str(decode(ids)) for decode, ids in zip(decoders, row, strict=True)] for row in written]
         ended = [[len(ids) < sampling.max_new_tokens for ids in row] for row in written]
-        names = [str(self._asked + place) for place in range(len(prompts))]
+        prompted = [str(self.tokenizer.decode(list(ids))) for ids in prompts]
+        asked = [(str(place), prompt) for place, prompt in enumerate(prompted, start=self._asked)]
         self._asked += len(prompts)
-        picks = self.settle(names, texts, ended)
+        picks = self.settle(asked, texts, ended)
         passed = [[] if pick is None else row[pick] for row, pick in zip(written, picks, strict=True)]
         self.tokens_read += sum(map(len, prompts))
         self.tokens_written += sum(map(len, passed))
         return passed
 
     def settle(
-        self, ids: Sequence[str], texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]]
+        self, asked: Sequence[tuple[str, str]], texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]]
     ) -> list[int | None]:
         """Of each question the member whose text is passed on, or None where the rule abstains; the disagreements are
         kept.
 
         Args:
-            ids: of the questions.
+            asked: of each question its id and its text.
             texts: of each question what every member wrote.
             ended: whether that ended by itself.
         """
         votes = [_votes(row, done) for row, done in zip(texts, ended, strict=True)]
         decided: Consensus = self.settings.answers.decide(votes)
-        self.disagreements.add(ids, votes, texts, decided)
+        self.disagreements.add(asked, votes, texts, decided)
         return [
             None if answer is None else row.index(answer) for row, answer in zip(votes, decided.chosen, strict=True)
         ]
