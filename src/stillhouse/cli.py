@@ -214,12 +214,13 @@ def list_(
     family: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FAMILY]", help="teacher, objective, synthesizer, evaluator, tracker, study or recipe."
+            metavar="[FAMILY]",
+            help="teacher, objective, synthesizer, evaluator, tracker, study, consensus_rule or recipe.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which teachers, objectives, synthesizers, evaluators, trackers, studies and recipes there are.
+    """Which teachers, objectives, synthesizers, evaluators, trackers, studies, consensus rules and recipes there are.
 
     Example: stillhouse list objective
     """
@@ -257,7 +258,9 @@ def show(
 
     kinds = [kind for kind in registry.FAMILIES if name in registry.names(kind)]
     if kinds:
-        facts, text = component_facts(kinds[0], name)
+        found = {kind: component_facts(kind, name) for kind in kinds}  # a teacher and a study may share a name
+        facts = found[kinds[0]][0] if len(found) == 1 else {kind: facts for kind, (facts, _) in found.items()}
+        text = "\n\n".join(text for _, text in found.values())
     elif Path(name).is_dir():
         facts, text = run_facts(Path(name))
     elif Path(name).exists() or name in builtin_recipes():

@@ -89,6 +89,7 @@ def _require_unique(examples: Iterable[Example], name: str) -> Iterator[Example]
 
 def _bill(shop: Workshop, record: StageRecord) -> None:
     if "teacher" in vars(shop):
+        world.first(lambda: shop.teacher.keep(shop.path))
         record.cost = {
             "teacher_tokens_read": shop.teacher.tokens_read,
             "teacher_tokens_written": shop.teacher.tokens_written,

@@ -30,6 +30,7 @@ FAMILIES: Mapping[str, str] = {
     "evaluator": "stillhouse.evaluation",
     "tracker": "stillhouse.tracking",
     "study": "stillhouse.studies",
+    "consensus_rule": "stillhouse.consensus",
 }
 """Family name, in the singular as messages say it, to the package that holds its components."""
 

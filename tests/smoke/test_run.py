@@ -17,8 +17,8 @@ from building import StopAtTwo, StoppedHereError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from stillhouse import stages
-from stillhouse.recipe import builtin_recipes
-from stillhouse.recipe_file import load_recipe
+from stillhouse.recipe import Recipe, builtin_recipes
+from stillhouse.recipe_file import load, load_recipe
 from stillhouse.runs import RunFolder
 from stillhouse.sweep_file import is_sweep
 
@@ -238,11 +238,9 @@ def test_a_poisoned_run_stops_and_keeps_its_last_good_checkpoint(recipe_file: Pa
 
 @pytest.mark.parametrize("name", [name for name in builtin_recipes() if not is_sweep(name)])
 def test_every_recipe_resolves(name: str) -> None:
-    recipe = load_recipe(name)
-    for component in recipe.objective:
-        component.build("objective")
-    for component in recipe.evaluate:
-        component.build("evaluator")
+    recipe = load(name)
+    for _, family, component in recipe.components() if isinstance(recipe, Recipe) else ():
+        component.build(family)
     assert recipe.name == name
 
 

@@ -95,7 +95,8 @@ def test_the_server_writes_what_the_model_writes(
 def test_text_alone_needs_no_tokenizer(honest: Server, make: Make) -> None:
     teacher = make(honest, api="completions")
     with teacher.open() as session:
-        assert session.tokenizer is None
+        with pytest.raises(NeedsError, match="needs the tokenizer"):
+            _ = session.tokenizer
         assert all(isinstance(a, Answer) for a in session.answer(EXAMPLES, GREEDY))
         assert honest.seen[-1].body["prompt"].startswith("Ann has")
         talk = Example(id="talk", messages=({"role": "user", "content": "abc"},))

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from stillhouse.records import whole
 from stillhouse.report import charts, tables
+from stillhouse.report.committee import committee_of
 from stillhouse.report.numbers import fixed, is_number
 from stillhouse.report.reading import Run, detail, model_name, read_run
 from stillhouse.report.story import tell
@@ -60,6 +61,7 @@ def report_context(run: Run) -> dict[str, Any]:
         "efficiency": tables.efficiency_rows(evaluation),
         "kinds": tables.sample_kinds(run),
         "sampled": len(run.samples),
+        "committee": committee_of(run),
         "costs": tables.costs(run),
         "stages": charts.stage_figure(run),
         "choices": tables.choices(run),

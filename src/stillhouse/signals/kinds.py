@@ -5,13 +5,16 @@ Shapes: N trained tokens (rows), V the vocabulary, K kept entries, D width.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from stillhouse.errors import NeedsError
 
 
 class Signal(ABC):
@@ -126,6 +129,62 @@ class TopK(Signal):
         """Signals about consecutive tokens as one."""
         ids, logprobs, tail = (torch.cat([getattr(p, n) for p in parts]) for n in ("ids_NK", "logprobs_NK", "tail_N"))
         return cls(ids, logprobs, tail, parts[0].vocabulary, parts[0].temperature)
+
+
+Combine = Literal["mean", "confidence", "product"]
+"""How the distributions of several teachers become one."""
+
+
+@dataclass(frozen=True)
+class Mixture(Signal):
+    """What several teachers say together, computed for the rows that are asked for.
+
+    `mean` is the average of the probabilities. `confidence` is their average weighted token by token with
+    `1 - entropy / log V`: a teacher that is sure counts, one that guesses evenly does not. `product` is the product of
+    experts, the average of the log-probabilities made a distribution again: high where all agree.
+
+    The members speak at temperature 1, and a temperature softens the mixture, not them.
+
+    Attributes:
+        members: what each says about the same tokens; rows of each must be `Dense`, over one vocabulary.
+        vocabulary: as in `Dense`.
+        combine: which of the three.
+    """
+
+    members: tuple[Signal, ...]
+    vocabulary: int
+    combine: Combine = "mean"
+    provides: ClassVar[frozenset[str]] = Dense.provides
+
+    def select(self, rows_N: Tensor) -> Dense:
+        """The mixture's log-probabilities of the chosen rows, without a gradient; two members' exist at once."""
+        with torch.no_grad():
+            total_NV = self._weighed(self.members[0], rows_N)
+            for member in self.members[1:]:
+                part_NV = self._weighed(member, rows_N)
+                total_NV = total_NV.add_(part_NV) if self.combine == "product" else torch.logaddexp(total_NV, part_NV)
+            if self.combine == "product":
+                total_NV /= len(self.members)
+            return Dense(log_softmax(total_NV, 1.0), self.vocabulary)
+
+    def _weighed(self, member: Signal, rows_N: Tensor) -> Tensor:
+        """A member's log-probabilities, each row's with the logarithm of its weight added; scaling is left for last."""
+        rows = member.select(rows_N)
+        if not isinstance(rows, Dense):
+            raise NeedsError(
+                f"A mixture needs whole distributions; one of its teachers gives {type(rows).__name__}. Leave that "
+                "teacher out, or ask it live."
+            )
+        logprobs_NV = log_softmax(rows.logits_NV[..., : self.vocabulary], 1.0)
+        if self.combine != "confidence":
+            return logprobs_NV
+        entropy_N = -(logprobs_NV.exp() * logprobs_NV.clamp_min(-1e4)).sum(-1, keepdim=True)
+        confidence_N = (1 - entropy_N / math.log(self.vocabulary)).clamp_min(1e-6)  # all even: all count alike
+        return logprobs_NV + confidence_N.log()
+
+    def broken(self) -> Tensor:
+        """By any of the members."""
+        return torch.stack([member.broken() for member in self.members]).any(0)
 
 
 def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:

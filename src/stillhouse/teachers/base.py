@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedTokenizerBase
@@ -80,6 +81,10 @@ class TeacherSession(ABC):
     def bill(self) -> dict[str, int]:
         """What asking came to besides tokens, such as calls; counts, which add up over stages."""
         return {}
+
+    def keep(self, folder: Path) -> None:
+        """Write into a run's folder what its report should tell of the asking; most teachers have nothing to tell."""
+        return
 
     def close(self) -> None:
         """Release what `open` took; weights need nothing."""

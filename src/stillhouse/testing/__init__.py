@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
+from stillhouse.consensus._contract import check_consensus_rule
 from stillhouse.contract import check_settings, demand
 from stillhouse.data.batching import TokenBatch, TokenSlice
 from stillhouse.evaluation._contract import check_evaluator
@@ -29,7 +30,7 @@ from stillhouse.signals.support import align
 from stillhouse.teachers.base import TeacherSession
 from stillhouse.tracking._contract import check_tracker
 
-__all__ = ["check_evaluator", "check_objective", "check_teacher", "check_tracker"]
+__all__ = ["check_consensus_rule", "check_evaluator", "check_objective", "check_teacher", "check_tracker"]
 
 _N, _V, _PADDING = 7, 11, 5
 

@@ -1,0 +1,280 @@
+"""The committee study: solutions read, choices measured against hindsight, contradictions planted and survived."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.cli import show
+from stillhouse.consensus.majority import Majority
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.recipe_file import load
+from stillhouse.report.lines import Line, lines
+from stillhouse.studies._choosing import TraceFile, auroc, choose, fitted_with_gold, grounded, read_traces, recomputes
+from stillhouse.studies._contradicting import CurveSection, contradict, summarize_curves
+from stillhouse.studies.base import conduct
+from stillhouse.studies.committee import CommitteeStudy
+
+SMALL = [
+    "contradictions.questions=40",
+    "contradictions.seeds=2",
+    "contradictions.rates=[0, 0.3]",
+    "contradictions.teachers=[3]",
+]
+
+
+def solution(q: int, answer: int | str) -> dict[str, str]:
+    return {"solution": f"{q} + {q} = <<{q}+{q}={2 * q}>>{2 * q}\nA: {answer}"}
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    place = folder / "solutions.jsonl"
+    place.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return place
+
+
+@pytest.fixture
+def solutions(tmp_path: Path) -> Path:
+    """Sixty sums: ann is right on four of five, bob and eve on two of three, so that their majority beats all three."""
+    rows = []
+    for q in range(1, 61):
+        right = 2 * q
+        answers = {
+            "ann": right if q % 5 else right + 1,
+            "bob": right if q % 3 else right + 2,
+            "eve": right if (q + 1) % 3 else right + 3,
+        }
+        cells = {name: solution(q, answer) for name, answer in answers.items()}
+        rows.append({"question": f"What is {q} twice?", "ground_truth": f"{q} * 2 = {right}\nA: {right}", **cells})
+    return write(tmp_path, rows)
+
+
+def test_the_study_answers_both_questions(solutions: Path, tmp_path: Path) -> None:
+    study = load("committee", [f"data.traces.path={solutions}", *SMALL], build=True)
+    assert isinstance(study, CommitteeStudy)
+    found = conduct(study, tmp_path / "out")
+    choosing = found["choosing"]
+    assert choosing["n"] == 60
+    assert choosing["best_single"] == "ann"
+    assert choosing["teachers"]["ann"]["value"] == pytest.approx(0.8)
+    by_rule = {row["rule"]: row for row in choosing["rules"] if row["evidence"] == "all answers"}
+    # bob and eve never err together, so a majority fails only where ann errs with one of them: 2 in 3 of her errors.
+    assert by_rule["majority"]["accuracy"]["value"] >= 1 - 8 / 60
+    assert by_rule["majority"]["against_best_single"]["n"] == 60
+    assert choosing["oracle"]["value"] == 1
+    assert found == json.loads((tmp_path / "out" / "committee.json").read_text())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "known with hindsight alone" in page
+    assert page.count("<svg") >= 4  # a curve for each kind of contradictions
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_study_that_was_stopped_does_not_choose_again(solutions: Path, tmp_path: Path) -> None:
+    study = load("committee", [f"data.traces.path={solutions}", *SMALL])
+    seen: list[str] = []
+
+    def watch(stage: str, done: int, total: int, note: str) -> None:
+        seen.append(stage)
+
+    conduct(study, tmp_path / "out", watch)  # ty: ignore[invalid-argument-type]
+    assert {"choose", "contradict"} == set(seen)
+    seen.clear()
+    conduct(study, tmp_path / "out", watch)  # ty: ignore[invalid-argument-type]
+    assert seen == []
+
+
+def test_rules_never_see_the_right_answers(solutions: Path) -> None:
+    solved = read_traces(TraceFile(path=str(solutions)))
+    other = [row | {"ground_truth": "A: 999"} for row in map(json.loads, solutions.read_text().splitlines())]
+    blind = read_traces(TraceFile(path=str(write(solutions.parent, other))))
+    rules = {"majority": Majority()}
+    one, two = choose(solved, rules, 0), choose(blind, rules, 0)
+    assert [row["reliability"] for row in one["rules"]] == [row["reliability"] for row in two["rules"]]
+    assert two["rules"][0]["accuracy"]["value"] == 0
+    assert two["rules"][0]["auroc"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda rows: [rows[0], []], "row 2 is no JSON object"),
+        (lambda rows: [rows[0] | {"ground_truth": "A: many"}], "row 1: the right answer, 'A: many', holds no number"),
+        (lambda rows: [{"question": "?", "ground_truth": "1", "ann": {"solution": "1"}}], "at least two teachers"),
+        (lambda rows: [{k: v for k, v in rows[0].items() if k != "question"}], "no text in 'question'"),
+    ],
+)
+def test_files_that_cannot_be_used_say_why(solutions: Path, change: Any, word: str) -> None:
+    rows = change([json.loads(line) for line in solutions.read_text().splitlines()])
+    with pytest.raises(DataError, match=word):
+        read_traces(TraceFile(path=str(write(solutions.parent, rows))))
+
+
+def test_a_broken_line_and_a_file_that_is_not_there(solutions: Path) -> None:
+    solutions.write_text('{"question": ')
+    with pytest.raises(DataError, match="row 1 is no JSON"):
+        read_traces(TraceFile(path=str(solutions)))
+    with pytest.raises(DataError, match=r"data\.traces\.path=FILE"):
+        read_traces(TraceFile(path="nowhere.jsonl"))
+
+
+def test_solutions_that_are_missing_or_answer_nothing_are_no_votes(solutions: Path) -> None:
+    rows = [json.loads(line) for line in solutions.read_text().splitlines()]
+    del rows[0]["ann"]
+    rows[1]["ann"] = None
+    rows[2]["ann"] = {"solution": "I do not know."}
+    rows[3]["ann"] = "A: 8"  # text without its key
+    solved = read_traces(TraceFile(path=str(write(solutions.parent, rows))))
+    assert [row[solved.teachers.index("ann")] for row in solved.votes[:4]] == [None, None, None, Fraction(8)]
+    assert choose(solved, {"majority": Majority()}, 0)["no_answer"] == {"ann": 3, "bob": 0, "eve": 0}
+
+
+def test_teachers_may_be_named(solutions: Path) -> None:
+    source = TraceFile(path=str(solutions), teachers=["eve", "ann"], limit=5)
+    assert read_traces(source).teachers == ("eve", "ann")
+    assert len(read_traces(source).right) == 5
+
+
+@pytest.mark.parametrize(
+    ("rules", "word"), [("[majority, majority]", "names majority twice"), ("majorty", "Did you mean 'majority'")]
+)
+def test_rules_that_are_wrong(rules: str, word: str, solutions: Path, tmp_path: Path) -> None:
+    study = load("committee", [f"data.traces.path={solutions}", f"rules={rules}", *SMALL])
+    with pytest.raises(RecipeError, match=word):
+        conduct(study, tmp_path / "out")  # ty: ignore[invalid-argument-type]
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("contradictions.rates=[0.3, 0.1]", "must rise"),
+        ("contradictions.teachers=[1]", "at least two teachers"),
+        ("contradictions.modes=[odd]", "'independent'"),
+        ("data.traces.pth=x", "pth"),
+    ],
+)
+def test_settings_that_are_wrong(override: str, word: str) -> None:
+    with pytest.raises(RecipeError, match=word):
+        load("committee", [override])
+
+
+# What a solution says against itself.
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("3 * 4 = <<3*4=12>>12", True),
+        ("3 * 4 = <<3*4=13>>13", False),
+        ("3 * 4 = 13", False),
+        ("10 / 3 = <<10/3=3.33>>3.33", True),
+        ("12/20*100% = <<12/20*100%=60>>60%", True),
+        ("$1,000 * 2 = $2,000", True),
+        ("1 / 0 = <<1/0=5>>5", True),  # nothing that can be recomputed
+        ("no equation", True),
+    ],
+)
+def test_written_equations_are_recomputed(text: str, holds: bool) -> None:
+    assert recomputes("", text) is holds
+
+
+def test_numbers_come_from_the_question_or_an_earlier_step() -> None:
+    question = "Ann has a dozen eggs and eats 5. Half of the rest is sold."
+    assert grounded(question, "12 - 5 = <<12-5=7>>7, 7 / 2 = <<7/2=3.5>>3.5")
+    assert not grounded(question, "12 - 5 = <<12-5=7>>7, 7 * 9 = <<7*9=63>>63")
+    assert not grounded(question, "12 - 5 = <<12-5=8>>8")
+
+
+def test_auroc_by_hand() -> None:
+    assert auroc([3, 2, 1], [True, True, False]) == 1
+    assert auroc([1, 1], [True, False]) == 0.5
+    assert auroc([1, 2, 3, 4], [True, False, False, True]) == 0.5
+    assert auroc([1.0], [True]) is None
+
+
+def test_the_fitted_ceiling_never_looks_at_the_question_it_answers(solutions: Path) -> None:
+    """Where all but one teacher are always wrong it follows the right one; a question cannot help itself."""
+    rows = [json.loads(line) for line in solutions.read_text().splitlines()]
+    for q, row in enumerate(rows, start=1):
+        row |= {"ann": solution(q, 2 * q), "bob": solution(q, -1), "eve": solution(q, -2)}
+    solved = read_traces(TraceFile(path=str(write(solutions.parent, rows))))
+    assert fitted_with_gold(solved, 0) == list(solved.right)
+    wrong = read_traces(TraceFile(path=str(solutions), teachers=["bob", "eve"]))
+    assert not set(fitted_with_gold(wrong, 0)) & set(wrong.right)
+
+
+# Contradictions.
+
+
+def test_at_rate_zero_all_is_well_and_more_contradictions_hurt() -> None:
+    section = CurveSection(rates=[0.0, 0.3, 0.6], modes=["independent"], teachers=[3], questions=60, seeds=2)
+    cells = contradict(section, {"majority": Majority()}, 0, lambda done, total: None)
+    curve = [cell for cell in cells if cell["rule"] == "majority"]
+    values = [cell["accuracy"]["value"] for cell in curve]
+    assert values[0] == 1 > values[1] > values[2]
+    assert curve[0]["auroc"] is None
+    assert curve[1]["auroc"] > 0.8
+    assert curve[1]["accuracy"]["n"] == 120
+    assert curve[1]["accuracy"]["low"] < values[1] < curve[1]["accuracy"]["high"]
+    assert contradict(section, {"majority": Majority()}, 0, lambda done, total: None) == cells
+
+
+def test_curves_are_summed_up_by_what_is_resolved() -> None:
+    def cell(rate: float, value: float, difference: float, resolved: bool) -> dict[str, Any]:
+        against = {"difference": difference, "resolved": resolved}
+        where = {"mode": "topic", "teachers": 3, "rule": "majority", "rate": rate}
+        return {**where, "accuracy": {"value": value}, "against_best_single": against, "auroc": 0.5}
+
+    cells = [
+        cell(0.0, 1, 0, False),
+        cell(0.1, 0.9, 0.1, True),
+        cell(0.2, 0.7, -0.01, False),
+        cell(0.3, 0.4, -0.2, True),
+    ]
+    (row,) = summarize_curves(cells)
+    assert (row["better_up_to"], row["breakdown"], row["auroc"]) == (0.1, 0.3, 0.5)
+    assert row["mean"] == pytest.approx(0.75)
+
+
+def test_lines_are_drawn_with_their_intervals_and_labels_apart() -> None:
+    rows = [
+        Line("one", [(0, 1.0), (1, 0.5)], [(0, 0.9, 1.0), (1, 0.4, 0.6)]),
+        Line("two <&>", [(0, 1.0), (1, 0.5)]),
+        Line("best", [(0, 1.0), (1, 0.9)], reference=True),
+    ]
+    picture = str(lines("fig", "Title", rows, ("rate", "right"), str))
+    assert picture.count("<polyline") == 3
+    assert picture.count("<polygon") == 1
+    assert "l-0" in picture
+    assert "l-1" in picture
+    assert "dotted l-ref" in picture
+    assert "two &lt;&amp;&gt;" in picture
+
+
+def test_the_recorded_solutions_of_four_real_models(shared: Path, tmp_path: Path) -> None:
+    """The anchors: the best single teacher 56.2 %, an oracle 66.8 %; no rule is far from the best teacher."""
+    place = shared / "data" / "gsm8k" / "model_solutions.jsonl"
+    if not place.exists():
+        pytest.skip("../shared/data/gsm8k/model_solutions.jsonl is not there")
+    found = conduct(load("committee", [f"data.traces.path={place}", *SMALL]), tmp_path / "out")["choosing"]  # ty: ignore[invalid-argument-type]
+    assert found["best_single"] == "175b_verification"
+    assert found["teachers"]["175b_verification"]["value"] == pytest.approx(0.562, abs=0.0005)
+    assert found["oracle"]["value"] == pytest.approx(0.668, abs=0.0005)
+    rules = {row["rule"]: row for row in found["rules"] if row["evidence"] == "all answers"}
+    assert rules["most_agreed"]["accuracy"]["value"] == found["teachers"]["175b_verification"]["value"]
+    for row in rules.values():
+        assert row["accuracy"]["value"] > 0.55
+        assert row["auroc"] > 0.75
+        assert max(row["reliability"], key=row["reliability"].__getitem__) == "175b_verification"
+
+
+def test_a_name_of_two_components_shows_both(capsys: pytest.CaptureFixture[str]) -> None:
+    show("committee")
+    told = capsys.readouterr().out
+    assert "teacher committee:" in told
+    assert "study committee:" in told
+    show("committee", as_json=True)
+    assert set(json.loads(capsys.readouterr().out)) == {"teacher", "study"}
