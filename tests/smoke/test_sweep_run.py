@@ -3,6 +3,7 @@ is what it is alone."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -57,8 +58,12 @@ def locked(run: Path) -> bool:
     """Whether a process works in a run folder."""
     if not (run / ".lock").exists():
         return False
-    held = subprocess.run(["flock", "--nonblock", str(run / ".lock"), "true"], check=False)
-    return held.returncode != 0
+    with (run / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def numbers(out: Path) -> dict[str, Any]:
