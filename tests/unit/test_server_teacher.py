@@ -100,10 +100,9 @@ def test_text_alone_needs_no_tokenizer(honest: Server, make: Make) -> None:
         assert all(isinstance(a, Answer) for a in session.answer(EXAMPLES, GREEDY))
         assert honest.seen[-1].body["prompt"].startswith("Ann has")
         talk = Example(id="talk", messages=({"role": "user", "content": "abc"},))
-        with pytest.raises(NeedsError, match="Example 'talk', a conversation for api completions, needs the tokenizer"):
+        with pytest.raises(NeedsError, match="needs the tokenizer of"):
             session.answer([talk], GREEDY)
-    with pytest.raises(NeedsError, match="fidelity needs the tokenizer of 'teacher'"):
-        teacher.load_tokenizer("fidelity")
+    assert teacher.load_tokenizer() is None
 
 
 def test_draws_differ_by_example_and_seed_and_repeat(honest: Server, make: Make, tmp_path: Path) -> None:
