@@ -192,8 +192,8 @@ class _Run:
                 done, rest = await asyncio.wait(working, return_when=asyncio.FIRST_EXCEPTION)
                 self._stop()
                 if rest:
-                    done |= (await asyncio.wait(rest))[0]
-                errors = [error for task in working if (error := task.exception())]
+                    await asyncio.wait(rest)
+                errors = [error for task in (*done, *rest) if (error := task.exception())]  # the first one first
                 if errors:
                     raise errors[0]
         finally:
