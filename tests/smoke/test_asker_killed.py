@@ -131,6 +131,20 @@ def test_a_budget_holds_over_kills(tmp_path: Path) -> None:
         assert len(asking.stored()) >= most - 3 * CONCURRENCY - worked * 0.2
 
 
+def test_an_interrupt_keeps_what_was_under_way(tmp_path: Path) -> None:
+    with serve(answering(lambda asked: "yes"), faults=Faults(latency=0.3)) as server:
+        asking = Asking(server, tmp_path / "r.sqlite", 400, calls=400)
+        process = asking.start()
+        while len(server.seen) < 2 * CONCURRENCY:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert "KeyboardInterrupt" in errors
+        with RequestStore(tmp_path / "r.sqlite") as store:
+            assert store.counts() == (len(server.seen), 0)
+        assert len(server.seen) < 400
+
+
 def test_two_processes_share_a_store_and_a_budget(tmp_path: Path) -> None:
     with serve(answering(lambda asked: "yes"), faults=FAULTS) as server:
         asking = Asking(server, tmp_path / "r.sqlite", 150, calls=400)

@@ -250,6 +250,7 @@ LIGHT = [
     "import stillhouse.recipe_file as r; r.load_recipe('quickstart')",
     "from stillhouse import registry; [registry.names(f) for f in registry.FAMILIES]",
     "from stillhouse import registry; [registry.summary(f, n) for f in registry.FAMILIES for n in registry.names(f)]",
+    "import stillhouse.asking.client",
     "import stillhouse.report.page",
     "import stillhouse.comparing, stillhouse.results, stillhouse.statistics, stillhouse.runs, stillhouse.terminal",
 ]

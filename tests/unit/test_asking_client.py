@@ -322,6 +322,15 @@ def test_what_is_reserved_and_not_used_is_lent_on(make: Make) -> None:
         assert client.store.spent(client.teacher).tokens == 100
 
 
+def test_a_server_that_reads_more_than_it_was_given_is_reckoned_with(make: Make) -> None:
+    """Its template adds a page to every prompt: the first is a surprise, the next are not."""
+    with small_server(lambda path, body: (200, {}, chat_reply("four", read=110))) as server:
+        client = make(server, Budget(tokens=400), concurrency=1)
+        with pytest.raises(BudgetError, match=r"tokens: 61 of 400 are left, 118 more are needed"):
+            texts(client, questions(10))
+        assert client.store.spent(client.teacher) == Amount(3, 330, 9)
+
+
 def test_a_server_that_counts_nothing_is_taken_at_the_most(make: Make) -> None:
     def uncounted(path: str, body: dict[str, Any]) -> Any:
         reply = chat_reply("four")

@@ -72,12 +72,18 @@ class Client:
         store: where answers are looked up and kept.
         budget: what all answers of this server in the store may cost.
         manner: how it is asked.
+
+    Attributes:
+        teacher: what the store knows the server by.
+        tally: what was paid, and what came.
+        unforeseen: tokens that the server read beyond a request's most, at worst; later requests reserve them too.
     """
 
     def __init__(self, server: Server, store: RequestStore, budget: Budget, manner: Manner) -> None:
         self.server, self.store, self.budget, self.manner = server, store, budget, manner
         self.teacher = self.name_of(server.url, server.model)
         self.tally = Tally()
+        self.unforeseen = 0
 
     @staticmethod
     def name_of(url: str, model: str) -> str:
@@ -186,8 +192,8 @@ class _Run:
                 done, rest = await asyncio.wait(working, return_when=asyncio.FIRST_EXCEPTION)
                 self._stop()
                 if rest:
-                    done |= (await asyncio.wait(rest))[0]
-                errors = [error for task in working if (error := task.exception())]
+                    await asyncio.wait(rest)
+                errors = [error for task in (*done, *rest) if (error := task.exception())]  # the first one first
                 if errors:
                     raise errors[0]
         finally:
@@ -330,7 +336,8 @@ class _Desk:
         Raises:
             BudgetError: it does not fit, and nothing is under way.
         """
-        client, bound = self.client, Amount(1, job.request.reads, job.request.writes)
+        client = self.client
+        bound = Amount(1, job.request.reads + client.unforeseen, job.request.writes)
 
         def take() -> Reservation | Reply:
             there = client.store.get_many([job.key])
@@ -361,6 +368,7 @@ class _Desk:
         used = bound if outcome.billed else Amount()
         if reply is not None:  # what a server does not count, counts as the most it can be
             read = bound.read if reply.read is None else reply.read
+            client.unforeseen = max(client.unforeseen, read - job.request.reads)
             used = Amount(1, read, bound.written if reply.written is None else reply.written)
 
         def book() -> Reply | None:

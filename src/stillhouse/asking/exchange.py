@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import ssl
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Self
 
 import httpx2
@@ -118,7 +119,9 @@ class Exchange:
         self.server, self.timeout = server, timeout
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
         patience = httpx2.Timeout(timeout, connect=min(timeout, _CONNECT), pool=None)
-        self._http = httpx2.AsyncClient(headers=server.headers(), limits=limits, timeout=patience)
+        self._http = httpx2.AsyncClient(
+            headers=server.headers(), limits=limits, timeout=patience, verify=_certificates()
+        )
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -216,6 +219,12 @@ class Exchange:
             return [str(model["id"]) for model in response.json()["data"]]
         except (ValueError, KeyError, TypeError):
             return None
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Whom to trust; read once, because that takes longer than a short answer."""
+    return httpx2.create_ssl_context()
 
 
 def _words(error: BaseException) -> str:

@@ -79,7 +79,7 @@ class ServerTeacher(Teacher):
     budget: Budget = Budget()  # noqa: RUF009 -- a value
     store: str = "runs/requests.sqlite"
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    extra: Mapping[str, Any] | None = field(default=None, hash=False)
 
     provides: ClassVar[frozenset[str]] = frozenset({"text"})
     """Of an instance with `logprobs`: token_logprobs and distribution as well."""
@@ -115,11 +115,12 @@ class ServerTeacher(Teacher):
             object.__setattr__(self, "provides", type(self).provides | more)
 
     def _check_extra(self) -> None:
-        if wrong := sorted(_FORBIDDEN & self.extra.keys()):
+        extra = self.extra or {}
+        if wrong := sorted(_FORBIDDEN & extra.keys()):
             raise ValueError(f"extra may not name {wrong[0]}, which the settings and the data decide")
-        if wrong := sorted(key for key in _OURS & self.extra.keys() if self.extra[key] is not None):
+        if wrong := sorted(key for key in _OURS & extra.keys() if extra[key] is not None):
             raise ValueError(f"extra may leave {wrong[0]} out (null), and not set it: who asks for text decides it")
-        if self.limit in self.extra:
+        if self.limit in extra:
             raise ValueError(f"extra may not leave {self.limit} out: without a limit nobody knows what an answer costs")
 
     @property
@@ -274,7 +275,7 @@ class ServerSession(TeacherSession):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             limit=settings.limit,
-            extra=settings.extra,
+            extra=settings.extra or {},
         )
         seed = int(fingerprint([sampling.seed, example.id]), 16) % 2**31
         if settings.api == "completions":
