@@ -173,12 +173,13 @@ def list_(
     family: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FAMILY]", help="teacher, objective, synthesizer, evaluator, tracker, study or recipe."
+            metavar="[FAMILY]",
+            help="teacher, objective, synthesizer, evaluator, tracker, trace_signal, study or recipe.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which teachers, objectives, synthesizers, evaluators, trackers, studies and recipes there are.
+    """Which teachers, objectives, synthesizers, evaluators, trackers, trace signals, studies and recipes there are.
 
     Example: stillhouse list objective
     """

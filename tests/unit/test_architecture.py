@@ -39,7 +39,7 @@ LAYERS: list[set[str]] = [
     {"data", "signals", "models"},
     {"teachers", "objectives", "student", "pruning"},
     {"synthesis", "selection", "condensation"},
-    {"training", "evaluation", "report", "tracking"},
+    {"training", "evaluation", "report", "tracking", "traces"},
     {
         "cards",
         "checking",
@@ -62,7 +62,17 @@ LAYERS: list[set[str]] = [
 """From the ground up. The registry imports components by name at run time, so it stands on the ground as well."""
 PEERS = [0, 1, 6, 7]
 """Layers of single modules, which may import one another; elsewhere the rooms of a layer are strangers."""
-FAMILIES = {"teachers", "objectives", "synthesis", "selection", "condensation", "evaluation", "tracking", "studies"}
+FAMILIES = {
+    "teachers",
+    "objectives",
+    "synthesis",
+    "selection",
+    "condensation",
+    "evaluation",
+    "tracking",
+    "traces",
+    "studies",
+}
 """Rooms of components: each can be deleted with one `git rm`, so none imports another."""
 LOOP_LINES = {"training/loop.py:train": 100}
 HEAVY = {"torch", "transformers", "datasets", "tokenizers"}
