@@ -22,7 +22,7 @@ from stillhouse.errors import DataError
 from stillhouse.traces._auroc import area, difference
 from stillhouse.traces._combine import cross_fitted, two_views
 from stillhouse.traces._equations import equations
-from stillhouse.traces._reading import logprobs
+from stillhouse.traces._reading import beyond_context, logprobs
 from stillhouse.traces.base import Trace
 
 QUESTION = "Tom has 5 apples and buys 3 bags of 4. He eats 20% of them. How many are left?"
@@ -248,6 +248,7 @@ class TestReading:
         long, short = logprobs(lm, ["2 + 2 =", "2 + 2 ="], ["4 " * 60, "4"])
         assert len(long) == 15
         assert len(short) == 1
+        assert beyond_context(lm, ["2 + 2 =", "2 + 2 ="], ["4 " * 60, "4"]) == 1
 
 
 class TestCombining:

@@ -96,6 +96,7 @@ def _card(card: Mapping[str, Any]) -> Table:
         ["sources", sources],
         ["correctness known", count(card["labelled"])],
         ["left out, no text", count(card["left_out"])],
+        ["cut to fit the model that reads along", count(card["cut"])],
         ["no number as answer", count(card["without_answer"])],
         ["pairs of answers that agree", _share(card["agreeing_pairs"])],
         ["questions answered with one voice", _share(card["unanimous"])],

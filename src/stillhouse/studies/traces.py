@@ -23,6 +23,7 @@ from stillhouse.studies.base import Study
 from stillhouse.traces._auroc import Area, area, difference
 from stillhouse.traces._card import card, wrong_equations
 from stillhouse.traces._combine import cross_fitted, two_views
+from stillhouse.traces._reading import beyond_context, plain
 from stillhouse.traces._source import TraceSource, read_traces
 from stillhouse.traces.base import Trace, TraceSignal
 from stillhouse.workshop import Progress, choose_device
@@ -94,14 +95,14 @@ class TraceQuality(Study):
         traces, left_out = read_traces(self.data.traces)
         device, reason = choose_device(self.device)
         wrong = wrong_equations(traces)
-        columns = self._columns(folder, traces, device, progress)
+        columns, cut = self._columns(folder, traces, device, progress)
         scores = columns | self._combinations(traces, columns)
         folder.write_json("equations.json", wrong)
         _write_scores(folder.path / "scores.jsonl", traces, scores)
         alone = [name for name, signal in self.chosen().items() if signal.alone]
         return {
             "n": sum(trace.correct is not None for trace in traces),
-            "card": card(traces, wrong) | {"left_out": left_out},
+            "card": card(traces, wrong) | {"left_out": left_out, "cut": cut},
             **self._areas(traces, scores, progress),
             "sees_one_trace": [name for name in scores if name.partition(".")[0] in alone or name.endswith("_alone")],
             "means": {
@@ -118,8 +119,9 @@ class TraceQuality(Study):
 
     def _columns(
         self, folder: RunFolder, traces: Sequence[Trace], device: str, progress: Progress
-    ) -> dict[str, FloatArray]:
-        """Every column of every signal; scored once for a run that is continued."""
+    ) -> tuple[dict[str, FloatArray], int]:
+        """Every column of every signal, scored once for a run that is continued; and how many traces the model's
+        context cut."""
         signals, table = self.chosen(), folder.path / _TABLE
         inputs = {
             "traces": [self.data.model_dump(mode="json"), fingerprint_file(Path(self.data.traces.path).expanduser())],
@@ -127,11 +129,13 @@ class TraceQuality(Study):
             "model": [self.model, self.model and fingerprint_model(self.model)],
         }
         names = [_column(name, part) for name, signal in signals.items() for part in signal.columns]
-        with folder.stage("signals", inputs) as (_, done):
+        with folder.stage("signals", inputs) as (record, done):
             if not done:
-                model = None
+                model, record.out = None, {"cut": 0}
                 if self.model is not None and any(signal.needs_model for signal in signals.values()):
                     model = CausalLM.load(self.model, device=device)
+                    texts = [trace.question for trace in traces], [plain(trace.text) for trace in traces]
+                    record.out = {"cut": beyond_context(model, *texts)}
                 scored = []
                 for place, (name, signal) in enumerate(signals.items()):
                     progress("signals", place, len(signals), name)
@@ -140,7 +144,7 @@ class TraceQuality(Study):
                 progress("signals", len(signals), len(signals), "")
                 with whole(table) as partial, partial.open("wb") as stream:
                     np.save(stream, np.array(scored, dtype=np.float64))
-        return dict(zip(names, np.load(table), strict=True))
+        return dict(zip(names, np.load(table), strict=True)), record.out["cut"]
 
     def _combinations(self, traces: Sequence[Trace], columns: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """The combinations that these traces allow: with labels, where some are known; without, where the answers of

@@ -45,6 +45,14 @@ def logprobs(
     return found
 
 
+def beyond_context(model: CausalLM, prompts: Sequence[str], continuations: Sequence[str]) -> int:
+    """How many texts `logprobs` has to cut."""
+    renderer = Renderer(model.tokenizer, model.context)
+    asked = {prompt: len(renderer.prompt_ids(Example(id="", prompt=prompt))) for prompt in dict.fromkeys(prompts)}
+    pairs = zip(prompts, continuations, strict=True)
+    return sum(asked[prompt] + len(_ids(model, text)) > model.context for prompt, text in pairs)
+
+
 def _ids(model: CausalLM, text: str) -> list[int]:
     return list(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 

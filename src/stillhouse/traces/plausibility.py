@@ -22,7 +22,7 @@ class Plausibility(TraceSignal):
     to it look like.
 
     Problems of daily life are made to come out even: of GSM8K's 7,473 training answers (Cobbe et al. 2021, arXiv
-    2110.14168) every one is a whole number and fewer than ten are below zero.
+    2110.14168) every one is a whole number and three are below zero.
     """
 
     columns: ClassVar[Mapping[str, str]] = {

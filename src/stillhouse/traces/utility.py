@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Utility(TraceSignal):
     """`log q(a | x, r) - log q(a | x)` in nats, for question x, steps r and the trace's own answer a under the small
     model q (the pointwise V-information of the steps about the answer: Ethayarajh et al. 2021, arXiv 2110.08420; of
-    rationales: Chen et al. 2022, arXiv 2212.09721, who call it REV).
+    rationales: Chen et al. 2022, arXiv 2210.04982, whose REV is its conditional form).
 
     The steps are the trace without its annotations and its last line, which gives the answer; the answer is written
     `#### 18` behind them. 0 for a trace without a final number.
