@@ -69,6 +69,8 @@ class TestRun:
         assert area["combined"] > 0.9
         assert all(low <= area[name] <= high for name, (low, high) in found["intervals"].items())
         assert found["n"] == found["card"]["traces"] == 72
+        assert found["settings"]["device"] == "auto"
+        assert found["choices"][0]["reason"]
         wrong = json.loads((tmp_path / "run" / "equations.json").read_text())
         assert len(wrong) == found["card"]["traces_with_wrong_equations"] > 0
         rows = [json.loads(line) for line in (tmp_path / "run" / "scores.jsonl").read_text().splitlines()]

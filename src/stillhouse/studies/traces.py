@@ -110,7 +110,8 @@ class TraceQuality(Study):
                 for name, signal in self.chosen().items()
                 for part, says in signal.columns.items()
             },
-            "settings": self.resolved() | {"device": {"value": device, "reason": reason}},
+            "choices": [{"name": "device", "value": device, "reason": reason}],
+            "settings": self.resolved(),
         }
 
     def show(self, found: Mapping[str, Any]) -> Findings:
