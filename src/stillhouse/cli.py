@@ -215,12 +215,12 @@ def list_(
         str | None,
         typer.Argument(
             metavar="[FAMILY]",
-            help="teacher, objective, synthesizer, evaluator, tracker, study, consensus_rule or recipe.",
+            help="teacher, objective, synthesizer, evaluator, tracker, consensus_rule, trace_signal, study or recipe.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which teachers, objectives, synthesizers, evaluators, trackers, studies, consensus rules and recipes there are.
+    """Which teachers, objectives, synthesizers, evaluators, trackers, rules, trace signals, studies and recipes exist.
 
     Example: stillhouse list objective
     """

@@ -97,6 +97,7 @@ ObjectiveName = Annotated[Component, _named("objective")]
 SynthesizerName = Annotated[Component, _named("synthesizer")]
 EvaluatorName = Annotated[Component, _named("evaluator")]
 TrackerName = Annotated[Component, _named("tracker")]
+TraceSignalName = Annotated[Component, _named("trace_signal")]
 
 
 def _once_each(trackers: list[Component]) -> list[Component]:

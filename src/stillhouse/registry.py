@@ -29,6 +29,7 @@ FAMILIES: Mapping[str, str] = {
     "synthesizer": "stillhouse.synthesis",
     "evaluator": "stillhouse.evaluation",
     "tracker": "stillhouse.tracking",
+    "trace_signal": "stillhouse.traces",
     "study": "stillhouse.studies",
     "consensus_rule": "stillhouse.consensus",
 }

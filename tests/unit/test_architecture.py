@@ -43,7 +43,7 @@ LAYERS: list[set[str]] = [
     {"asking", "consensus", "data", "signals", "models"},
     {"teachers", "objectives", "student", "pruning"},
     {"synthesis", "selection", "condensation"},
-    {"training", "evaluation", "report", "tracking"},
+    {"training", "evaluation", "report", "tracking", "traces"},
     {
         "cards",
         "checking",
@@ -79,6 +79,7 @@ FAMILIES = {
     "condensation",
     "evaluation",
     "tracking",
+    "traces",
     "studies",
 }
 """Rooms of components: each can be deleted with one `git rm`, so none imports another."""

@@ -1,0 +1,1 @@
+"""Judging reasoning traces without a gold answer, one file a signal."""
