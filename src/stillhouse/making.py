@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from stillhouse.records import Example, fingerprint_path
 from stillhouse.registry import name_of
 from stillhouse.runs import StageRecord
 from stillhouse.synthesis.base import Workbench
-from stillhouse.workshop import Workshop
+from stillhouse.workshop import ANSWERS, Workshop
 
 
 def make_data(shop: Workshop) -> bool:
@@ -49,6 +50,8 @@ def make_data(shop: Workshop) -> bool:
             record.out[name] = {"examples": count, "fingerprint": key}
         shop.progress("data", len(names), len(names), "")
         _bill(shop, record)
+        # What a stopped run had been answered; now it is in the data.
+        world.first(lambda: shutil.rmtree(shop.path / ANSWERS, ignore_errors=True))
     return False
 
 

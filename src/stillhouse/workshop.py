@@ -41,6 +41,9 @@ Progress = Callable[[str, int, int, str], None]
 """Called as (stage, done, total, note); the command line draws it, everyone else may ignore it."""
 
 
+ANSWERS = "answers"
+"""The folder in which a run keeps what its teacher has answered until the data are whole."""
+
 CALIBRATION_BATCH = 8192
 """Tokens of a calibration batch, padding counted; fixed, because the last bits of a measurement depend on it."""
 
@@ -176,6 +179,7 @@ class Workshop:
 
     def bench(self, heldout: Sequence[str]) -> Workbench:
         """What synthesizers work with, the data files of the run that they may not repeat named."""
+        self.teacher.journal(self.path / ANSWERS)
         return Workbench(self.teacher, [e for name in heldout for e in self.examples(name)])
 
     def store(self, name: str, examples: Iterable[Example]) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,3 +67,16 @@ def test_texts_from_nothing_differ(make_student: Any, bos_tokenizer: Any) -> Non
     made = list(TeacherText(count=4, max_new_tokens=12).synthesize([], bench))
     assert len({e.text for e in made}) == 4
     assert len({e.id for e in made}) == 4
+
+
+def test_a_journal_answers_in_the_place_of_the_model(make_student: Any, tmp_path: Path) -> None:
+    sampling = Sampling(max_new_tokens=6, temperature=1.0)
+    first = HFSession(make_student(seed=3).lm)
+    first.journal(tmp_path / "answers")
+    said = first.answer(ASKED, sampling)
+    other = HFSession(make_student(seed=4).lm)  # another model would say something else
+    assert other.answer(ASKED, sampling) != said
+    other.journal(tmp_path / "answers")
+    assert other.answer(ASKED, sampling) == said
+    assert (first.tokens_read, first.tokens_written) == (other.tokens_read / 2, sum(a.tokens for a in said))
+    assert other.answer(ASKED[:4], sampling) != said[:4]  # asked together with others, sampled text is another draw

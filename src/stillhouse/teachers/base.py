@@ -78,6 +78,11 @@ class TeacherSession(ABC):
     def lm(self) -> CausalLM | None:
         """The model itself where it lives in this process, else None."""
 
+    def journal(self, folder: Path) -> None:
+        """From now on keep answers in a folder as they come, and read those that are there: what was stopped goes on.
+        Teachers that keep their answers elsewhere, or have none, need no journal."""
+        return
+
     def bill(self) -> dict[str, int]:
         """What asking came to besides tokens, such as calls; counts, which add up over stages."""
         return {}

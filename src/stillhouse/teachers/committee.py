@@ -239,6 +239,11 @@ class CommitteeSession(TeacherSession):
             "answers": rule,
         }
 
+    def journal(self, folder: Path) -> None:
+        """Every member's in a folder of its own."""
+        for place, member in enumerate(self.members):
+            member.journal(folder / str(place))
+
     def bill(self) -> dict[str, int]:
         """Of all members together."""
         total: Counter[str] = Counter()

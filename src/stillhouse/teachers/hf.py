@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +18,7 @@ from stillhouse.data.rendering import Renderer
 from stillhouse.errors import DataError
 from stillhouse.locating import fingerprint_model
 from stillhouse.models import CausalLM, Sampling, load_config, load_tokenizer
-from stillhouse.records import Example, fingerprint
+from stillhouse.records import Example, fingerprint, whole
 from stillhouse.signals.kinds import Headed
 from stillhouse.teachers.base import Answer, Teacher, TeacherSession
 
@@ -81,6 +83,7 @@ class HFSession(TeacherSession):
 
     def __init__(self, lm: CausalLM, revision: str | None = None) -> None:
         self._lm, self._revision = lm, revision
+        self._journal: Path | None = None
         self.tokenizer = lm.tokenizer
         lm.model.requires_grad_(False).eval()
 
@@ -94,6 +97,10 @@ class HFSession(TeacherSession):
         """Hidden states and the head; the [tokens, vocabulary] logits are made chunk by chunk, where they are used."""
         self.tokens_read += batch.real_count()
         return Headed(self._lm.hidden(batch.tokens_BT, batch.positions_BT), self._lm.head, self._lm.vocabulary)
+
+    def journal(self, folder: Path) -> None:
+        """Each call of `answer` is one file, named by all that was asked."""
+        self._journal = folder
 
     def answer(self, asked: Sequence[Example], sampling: Sampling) -> list[Answer]:
         """Generate; counted as written, prompts as read.
@@ -109,12 +116,36 @@ class HFSession(TeacherSession):
                 "to write from. Give prompts instead."
             )
         drawn = int(fingerprint([sampling.seed, [example.id for example in asked]]), 16) % 2**63
-        written = self._lm.write(prompts, dataclasses.replace(sampling, seed=drawn))
+        seeded = dataclasses.replace(sampling, seed=drawn)
+        place = self._journal and self._journal / f"{fingerprint([prompts, dataclasses.asdict(seeded)])}.json"
+        answers = world.first(lambda: _read(place)) if place else None
+        if answers is None:
+            answers = self._write(prompts, seeded)
+            if place:
+                world.first(lambda: _keep(place, answers))
         self.tokens_read += sum(map(len, prompts))
-        self.tokens_written += sum(len(ids) for ids, _ in written)
+        self.tokens_written += sum(answer.tokens for answer in answers)
+        return answers
+
+    def _write(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Answer]:
         decode = self._lm.tokenizer.decode
-        return [Answer(str(decode(ids, skip_special_tokens=True)), ended, len(ids)) for ids, ended in written]
+        return [
+            Answer(str(decode(ids, skip_special_tokens=True)), ended, len(ids))
+            for ids, ended in self._lm.write(prompts, sampling)
+        ]
 
     def identity(self) -> dict[str, Any]:
         """Name, revision, size and configuration."""
         return {**self._lm.identity(), "revision": self._revision}
+
+
+def _read(place: Path) -> list[Answer] | None:
+    """Answers of a journal; None where they were not kept."""
+    if not place.exists():
+        return None
+    return [Answer(**row) for row in json.loads(place.read_text(encoding="utf-8"))]
+
+
+def _keep(place: Path, answers: Sequence[Answer]) -> None:
+    with whole(place) as partial:
+        partial.write_text(json.dumps([dataclasses.asdict(answer) for answer in answers]), encoding="utf-8")
