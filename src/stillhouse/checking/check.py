@@ -199,12 +199,15 @@ def _evaluators_writings(plan: Plan, splits: dict[str, Split], sizes: dict[str, 
         asked["continues"] = dataclasses.replace(CONTINUATION, batch_size=size)
     most = max((sampling.batch_size for sampling in asked.values()), default=0)
     prompts = [start(renderer, example) for example in sample.examples[:most]]
+    whole = sample.rendered
+    if plan.recipe.data.trace != "rationale_first":  # a teacher writes its steps, whatever the student learns
+        whole = Renderer(plan.student_tokenizer, plan.max_length, overflow="drop").render(sample.examples)
     found = {}
     for role in sizes:
         for name, sampling in asked.items():
             batch = (prompts * math.ceil(sampling.batch_size / len(prompts)))[: sampling.batch_size]
             bound = sampling.max_new_tokens
-            answers = [sum(r.trained) for r in sample.rendered]
+            answers = [sum(r.trained) for r in whole]
             longest = [max(answers[i : i + len(batch)]) for i in range(0, len(answers), len(batch))]
             expected = round(sum(longest) / len(longest)) if role == "teacher" and name != "continues" else bound
             found[f"{role} {name}"] = Writing(role, batch, sampling, min(bound, expected))
