@@ -255,6 +255,8 @@ def _note(work: Work) -> str:
         said += "; a batch of answers is taken to end after " + ", ".join(
             f"{count} tokens ({role})" for role, count in lengths.items()
         )
+    if any(a.name not in work.writings for s in work.splits.values() for a in s.askings):
+        said += "; without the time that the teacher takes to answer, which its server alone knows"
     left = [name_of(e) for _, e in work.evaluators() if e.once and not hasattr(e, "trials") and not writes(e)]
     return said + (f"; without {', '.join(left)}, whose work is not known" if left else "")
 
