@@ -18,7 +18,7 @@ from stillhouse.report.svg import printable
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under their columns; the first column names the row, the others are right-aligned.
+    """Rows of text under their columns; the first column names the row, columns of numbers are right-aligned.
 
     Attributes:
         title: what the table shows.
@@ -31,6 +31,11 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+    @property
+    def wordy(self) -> list[bool]:
+        """Of each column, whether it holds words, which are read from the left."""
+        return [any(row[place][:1].isalpha() for row in self.rows) for place in range(len(self.columns))]
 
 
 @dataclass(frozen=True)

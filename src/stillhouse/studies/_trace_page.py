@@ -40,7 +40,18 @@ def page(found: Mapping[str, Any]) -> Findings:
     alone = "combined_alone"
     rest = f"; from one trace alone {_said(found, alone)}" if alone in area else ""
     evidence = f"AUROC {_said(found, best)}{rest}; n = {count(found['n'])} of {size}."
-    return Findings(f"Right traces are best told from wrong ones by {best.replace('_', ' ')}", evidence, parts)
+    return Findings(f"Right traces are best told from wrong ones by {_WORDS.get(best, best)}", evidence, parts)
+
+
+_WORDS = {
+    "unsupervised": "all signals together, without a label",
+    "combined": "all signals together, weighed on other questions",
+    "unsupervised_alone": "what one trace shows, without a label",
+    "combined_alone": "what one trace shows, weighed on other questions",
+    "agreement": "how many others agree",
+    "reliability": "who gave the answer and who did not",
+}
+"""What the claim calls the best one; a signal that is not here goes by its name."""
 
 
 def _said(found: Mapping[str, Any], name: str) -> str:
