@@ -280,10 +280,14 @@ def test_the_recorded_solutions_of_four_real_models(shared: Path, tmp_path: Path
         assert max(row["reliability"], key=row["reliability"].__getitem__) == "175b_verification"
 
 
-def test_a_name_of_two_components_shows_both(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_that_bear_a_name_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     show("committee")
     told = capsys.readouterr().out
-    assert "teacher committee:" in told
-    assert "study committee:" in told
-    show("committee", as_json=True)
-    assert set(json.loads(capsys.readouterr().out)) == {"teacher", "study"}
+    places = [told.index(word) for word in ("teacher committee:", "study committee:", "# recipe committee\n")]
+    assert places == sorted(places)
+    show("committee", ["seed=7"], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"teacher", "study", "recipe"}
+    assert found["recipe"]["seed"] == 7
+    show("trace-quality", as_json=True)  # one alone is shown as itself
+    assert json.loads(capsys.readouterr().out)["study"] == "traces"
