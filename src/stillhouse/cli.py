@@ -250,27 +250,32 @@ def show(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """A component's settings, a recipe with every default written out, or what a run folder holds.
+    """A component's settings, a recipe with every default written out, or what a run folder holds; all that bear the
+    name.
 
     Example: stillhouse show forward_kl
     """
-    from stillhouse.terminal import component_facts, run_facts, yaml_text
-
-    kinds = [kind for kind in registry.FAMILIES if name in registry.names(kind)]
-    if kinds:
-        found = {kind: component_facts(kind, name) for kind in kinds}  # a teacher and a study may share a name
-        facts = found[kinds[0]][0] if len(found) == 1 else {kind: facts for kind, (facts, _) in found.items()}
-        text = "\n\n".join(text for _, text in found.values())
-    elif Path(name).is_dir():
-        facts, text = run_facts(Path(name))
-    elif Path(name).exists() or name in builtin_recipes():
-        loaded = load_sweep(name, overrides or []) if is_sweep(name) else load(name, overrides or [])
-        facts = loaded.resolved()
-        text = yaml_text(facts)
-    else:
+    found = _named(name, overrides or [])
+    if not found:
         known = [*(n for kind in registry.FAMILIES for n in registry.names(kind)), *builtin_recipes()]
         raise RecipeError(f"{name!r} is no component, recipe or run folder. {did_you_mean(name, known)}")
-    _emit(facts, as_json, text)
+    facts = {kind: facts for kind, (facts, _) in found.items()}
+    text = "\n\n".join(text for _, text in found.values())
+    _emit(facts if len(facts) > 1 else facts.popitem()[1], as_json, text)
+
+
+def _named(name: str, overrides: list[str]) -> dict[str, tuple[dict[str, Any], str]]:
+    """All that bear a name, as facts and as text: a teacher, a study and a recipe may share one."""
+    from stillhouse.terminal import component_facts, run_facts, yaml_text
+
+    found = {kind: component_facts(kind, name) for kind in registry.FAMILIES if name in registry.names(kind)}
+    if Path(name).is_file() or name in builtin_recipes():
+        loaded = load_sweep(name, overrides) if is_sweep(name) else load(name, overrides)
+        facts = loaded.resolved()
+        found["recipe"] = facts, f"# recipe {name}\n{yaml_text(facts)}"
+    if Path(name, "recipe.yaml").is_file() or (Path(name).is_dir() and not found):
+        found["run"] = run_facts(Path(name))
+    return found
 
 
 @app.command()

@@ -12,7 +12,7 @@ from building import MakeStudent
 
 from stillhouse import registry
 from stillhouse.models import CausalLM
-from stillhouse.traces._contract import check_trace_signal
+from stillhouse.testing import check_trace_signal
 from stillhouse.traces.base import Scores, Trace, TraceSignal
 
 

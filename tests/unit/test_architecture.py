@@ -24,6 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {
         "answers",
+        "auroc",
         "contract",
         "errors",
         "generalising",
@@ -37,6 +38,7 @@ LAYERS: list[set[str]] = [
         "sweep_file",
         "results",
         "signatures",
+        "solutions",
         "world",
     },
     {"adapters", "locating"},

@@ -14,10 +14,11 @@ from stillhouse.consensus.majority import Majority
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe_file import load
 from stillhouse.report.lines import Line, lines
-from stillhouse.studies._choosing import TraceFile, auroc, choose, fitted_with_gold, grounded, read_traces, recomputes
+from stillhouse.studies._choosing import EVIDENCE, Solved, choose, fitted_with_gold, measured, tabulate, withheld
 from stillhouse.studies._contradicting import CurveSection, contradict, summarize_curves
 from stillhouse.studies.base import conduct
 from stillhouse.studies.committee import CommitteeStudy
+from stillhouse.traces._source import TraceSource, read_traces
 
 SMALL = [
     "contradictions.questions=40",
@@ -29,6 +30,11 @@ SMALL = [
 
 def solution(q: int, answer: int | str) -> dict[str, str]:
     return {"solution": f"{q} + {q} = <<{q}+{q}={2 * q}>>{2 * q}\nA: {answer}"}
+
+
+def solve(path: Path, **columns: Any) -> Solved:
+    source = TraceSource(path=str(path), **{"reference": "ground_truth", "missing": "drop", **columns})
+    return tabulate(read_traces(source)[0], source.path)
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -88,9 +94,9 @@ def test_a_study_that_was_stopped_does_not_choose_again(solutions: Path, tmp_pat
 
 
 def test_rules_never_see_the_right_answers(solutions: Path) -> None:
-    solved = read_traces(TraceFile(path=str(solutions)))
+    solved = solve(solutions)
     other = [row | {"ground_truth": "A: 999"} for row in map(json.loads, solutions.read_text().splitlines())]
-    blind = read_traces(TraceFile(path=str(write(solutions.parent, other))))
+    blind = solve(write(solutions.parent, other))
     rules = {"majority": Majority()}
     one, two = choose(solved, rules, 0), choose(blind, rules, 0)
     assert [row["reliability"] for row in one["rules"]] == [row["reliability"] for row in two["rules"]]
@@ -101,41 +107,59 @@ def test_rules_never_see_the_right_answers(solutions: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda rows: [rows[0], []], "row 2 is no JSON object"),
-        (lambda rows: [rows[0] | {"ground_truth": "A: many"}], "row 1: the right answer, 'A: many', holds no number"),
+        (lambda rows: [rows[0] | {"ground_truth": "A: many"}], "the right answer, 'A: many', holds no number"),
+        (lambda rows: [rows[0] | {"ground_truth": None}], "no right answer in 'ground_truth'"),
         (lambda rows: [{"question": "?", "ground_truth": "1", "ann": {"solution": "1"}}], "at least two teachers"),
-        (lambda rows: [{k: v for k, v in rows[0].items() if k != "question"}], "no text in 'question'"),
+        (lambda rows: [rows[0], rows[0]], "two solutions of ann to one question, solutions-1/ann and solutions-2/ann"),
     ],
 )
 def test_files_that_cannot_be_used_say_why(solutions: Path, change: Any, word: str) -> None:
     rows = change([json.loads(line) for line in solutions.read_text().splitlines()])
     with pytest.raises(DataError, match=word):
-        read_traces(TraceFile(path=str(write(solutions.parent, rows))))
+        solve(write(solutions.parent, rows))
 
 
-def test_a_broken_line_and_a_file_that_is_not_there(solutions: Path) -> None:
-    solutions.write_text('{"question": ')
-    with pytest.raises(DataError, match="row 1 is no JSON"):
-        read_traces(TraceFile(path=str(solutions)))
-    with pytest.raises(DataError, match=r"data\.traces\.path=FILE"):
-        read_traces(TraceFile(path="nowhere.jsonl"))
+def test_somebody_must_say_what_is_right(solutions: Path) -> None:
+    with pytest.raises(DataError, match=r"ann: nobody says whether it is right.*data\.traces\.reference"):
+        solve(solutions, reference=None)
+    rows = [json.loads(line) for line in solutions.read_text().splitlines()]
+    for row in rows:
+        for name in ("ann", "bob", "eve"):
+            row[name]["is_correct"] = True
+    with pytest.raises(DataError, match="another answer to the same question is said to be right as well"):
+        solve(write(solutions.parent, rows), reference=None)
+
+
+def test_what_is_right_may_be_said_of_each_trace_and_a_row_may_be_one(solutions: Path) -> None:
+    asked = [json.loads(line) for line in solutions.read_text().splitlines()]
+    rows = [
+        {"question": row["question"], "text": row[name]["solution"], "source": name, "correct": answer == 2 * q}
+        for q, row in enumerate(asked, start=1)
+        for name in ("ann", "bob", "eve")
+        for answer in [int(row[name]["solution"].rpartition(" ")[2])]
+    ]
+    rules = {"majority": Majority()}
+    known = choose(solve(solutions), rules, 0)
+    assert choose(solve(write(solutions.parent, rows), reference=None), rules, 0) == known
 
 
 def test_solutions_that_are_missing_or_answer_nothing_are_no_votes(solutions: Path) -> None:
     rows = [json.loads(line) for line in solutions.read_text().splitlines()]
-    del rows[0]["ann"]
-    rows[1]["ann"] = None
+    rows[0]["ann"] = None
+    del rows[1]["ann"]
     rows[2]["ann"] = {"solution": "I do not know."}
     rows[3]["ann"] = "A: 8"  # text without its key
-    solved = read_traces(TraceFile(path=str(write(solutions.parent, rows))))
+    solved = solve(write(solutions.parent, rows))
     assert [row[solved.teachers.index("ann")] for row in solved.votes[:4]] == [None, None, None, Fraction(8)]
     assert choose(solved, {"majority": Majority()}, 0)["no_answer"] == {"ann": 3, "bob": 0, "eve": 0}
 
 
 def test_teachers_may_be_named(solutions: Path) -> None:
-    source = TraceFile(path=str(solutions), teachers=["eve", "ann"], limit=5)
-    assert read_traces(source).teachers == ("eve", "ann")
-    assert len(read_traces(source).right) == 5
+    solved = solve(solutions, solutions=["eve", "ann"], limit=5)
+    assert solved.teachers == ("eve", "ann")
+    assert len(solved) == 5
+    with pytest.raises(DataError, match=r"no column 'eva'.*Did you mean 'eve'"):
+        solve(solutions, solutions=["eva", "ann"])
 
 
 @pytest.mark.parametrize(
@@ -165,34 +189,19 @@ def test_settings_that_are_wrong(override: str, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "holds"),
+    ("text", "against"),
     [
-        ("3 * 4 = <<3*4=12>>12", True),
-        ("3 * 4 = <<3*4=13>>13", False),
-        ("3 * 4 = 13", False),
-        ("10 / 3 = <<10/3=3.33>>3.33", True),
-        ("12/20*100% = <<12/20*100%=60>>60%", True),
-        ("$1,000 * 2 = $2,000", True),
-        ("1 / 0 = <<1/0=5>>5", True),  # nothing that can be recomputed
-        ("no equation", True),
+        ("12 - 5 = <<12-5=7>>7, 7 / 2 = <<7/2=3.5>>3.5", set()),
+        ("12 - 5 = <<12-5=7>>7, 7 * 9 = <<7*9=63>>63", {"grounded"}),
+        ("12 - 5 = <<12-5=8>>8", {"recomputed", "grounded"}),
+        ("no equation", set()),
     ],
 )
-def test_written_equations_are_recomputed(text: str, holds: bool) -> None:
-    assert recomputes("", text) is holds
-
-
-def test_numbers_come_from_the_question_or_an_earlier_step() -> None:
+def test_evidence_speaks_against_a_solution(text: str, against: set[str], tmp_path: Path) -> None:
     question = "Ann has a dozen eggs and eats 5. Half of the rest is sold."
-    assert grounded(question, "12 - 5 = <<12-5=7>>7, 7 / 2 = <<7/2=3.5>>3.5")
-    assert not grounded(question, "12 - 5 = <<12-5=7>>7, 7 * 9 = <<7*9=63>>63")
-    assert not grounded(question, "12 - 5 = <<12-5=8>>8")
-
-
-def test_auroc_by_hand() -> None:
-    assert auroc([3, 2, 1], [True, True, False]) == 1
-    assert auroc([1, 1], [True, False]) == 0.5
-    assert auroc([1, 2, 3, 4], [True, False, False, True]) == 0.5
-    assert auroc([1.0], [True]) is None
+    row = {"question": question, "ground_truth": "A: 7", "ann": {"solution": text}, "bob": {"solution": "A: 7"}}
+    found = {evidence: withheld(solve(write(tmp_path, [row])), evidence) for evidence in EVIDENCE}
+    assert found == {evidence: [[evidence in against, False]] for evidence in EVIDENCE}
 
 
 def test_the_fitted_ceiling_never_looks_at_the_question_it_answers(solutions: Path) -> None:
@@ -200,10 +209,10 @@ def test_the_fitted_ceiling_never_looks_at_the_question_it_answers(solutions: Pa
     rows = [json.loads(line) for line in solutions.read_text().splitlines()]
     for q, row in enumerate(rows, start=1):
         row |= {"ann": solution(q, 2 * q), "bob": solution(q, -1), "eve": solution(q, -2)}
-    solved = read_traces(TraceFile(path=str(write(solutions.parent, rows))))
-    assert fitted_with_gold(solved, 0) == list(solved.right)
-    wrong = read_traces(TraceFile(path=str(solutions), teachers=["bob", "eve"]))
-    assert not set(fitted_with_gold(wrong, 0)) & set(wrong.right)
+    solved = solve(write(solutions.parent, rows))
+    assert fitted_with_gold(solved, 0) == solved.right
+    wrong = solve(solutions, solutions=["bob", "eve"])
+    assert not measured(fitted_with_gold(wrong, 0), wrong.right).sums_EM[:, 0].any()
 
 
 # Contradictions.
@@ -271,10 +280,14 @@ def test_the_recorded_solutions_of_four_real_models(shared: Path, tmp_path: Path
         assert max(row["reliability"], key=row["reliability"].__getitem__) == "175b_verification"
 
 
-def test_a_name_of_two_components_shows_both(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_that_bear_a_name_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     show("committee")
     told = capsys.readouterr().out
-    assert "teacher committee:" in told
-    assert "study committee:" in told
-    show("committee", as_json=True)
-    assert set(json.loads(capsys.readouterr().out)) == {"teacher", "study"}
+    places = [told.index(word) for word in ("teacher committee:", "study committee:", "# recipe committee\n")]
+    assert places == sorted(places)
+    show("committee", ["seed=7"], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"teacher", "study", "recipe"}
+    assert found["recipe"]["seed"] == 7
+    show("trace-quality", as_json=True)  # one alone is shown as itself
+    assert json.loads(capsys.readouterr().out)["study"] == "traces"

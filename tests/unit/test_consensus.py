@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.consensus._contradictions import MODES, Contradictions, Mode, wrong
-from stillhouse.consensus._differences import first_difference, pairs, steps
+from stillhouse.consensus._disagreements import pairs
 from stillhouse.consensus.base import agreement, encode
 from stillhouse.consensus.dawid_skene import DawidSkene
 from stillhouse.consensus.majority import Majority
 from stillhouse.consensus.most_agreed import MostAgreed
 from stillhouse.consensus.weighted import Weighted
 from stillhouse.errors import DataError
+from stillhouse.solutions.steps import first_difference, steps
 
 RULES = [Majority(), Weighted(), MostAgreed(), DawidSkene(), DawidSkene(difficulties=2)]
 RIGHT = [100 + q for q in range(300)]
@@ -203,7 +204,7 @@ def test_contradictions_need_teachers_and_topics() -> None:
 
 
 def test_steps_are_equations_in_one_form_and_then_the_answer() -> None:
-    text = "He has 1,000 x $2 = $<<1000*2=2000>>2,000.\nThen 2000 - 3.50 = 1996.5 and (4 + 6) / 2 = 5\nA: 5"
+    text = "He has 1,000 x $2 = $<<1000*2=2000>>2,000.\nThen 2000 - 3.50 = 1996.5. So (4 + 6) / 2 = 5\nA: 5"
     assert [step.text for step in steps(text)] == [
         "1,000 x $2 = $2,000",
         "2000 - 3.50 = 1996.5",

@@ -69,10 +69,18 @@ def test_the_command_line_reference_equals_the_help() -> None:
 def test_the_extending_page_holds_itself_to_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     from stillhouse.testing import check_objective
 
-    method = blocks("docs/extending.md", "python")[0]
+    method, _, synthesizer = blocks("docs/extending.md", "python")
     space: dict[str, object] = {"__name__": "total_variation"}
     exec(compile(method, "extending.md", "exec", flags=0, dont_inherit=True), space)
     check_objective(space["TotalVariation"]())  # ty: ignore[call-non-callable]
+    exec(compile(synthesizer, "extending.md", "exec", flags=0, dont_inherit=True), {"__name__": "one_sentence"})
+
+
+def test_the_extending_page_names_every_contract() -> None:
+    from stillhouse import testing
+
+    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(check_\w+)\(", page)) == set(testing.__all__)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from stillhouse.signals.kinds import Dense, TopK
 from stillhouse.teachers._probe import said_after
 from stillhouse.teachers.base import Answer
 from stillhouse.teachers.server import ServerTeacher, top_k
-from stillhouse.testing import _check_causal, _check_identity, _check_signal
+from stillhouse.testing import check_teacher
 from stillhouse.testing.server import Faults, Server, serve
 
 GREEDY = Sampling(max_new_tokens=12)
@@ -184,9 +184,7 @@ def test_scores_are_the_model_s(k: int | str, honest: Server, lm: CausalLM, fold
     assert teacher.provides == {"text", "token_logprobs", "distribution"}
     with teacher.open() as session:
         assert session.found["scores by"] == "prompt_logprobs"
-        _check_identity(session)
-        _check_signal(session, batch, session.provides, live=True)
-        _check_causal(session, batch)
+        check_teacher(session, batch, teacher.provides, live=True)
         said = session.score(batch)
     with torch.no_grad():
         logits = lm.head(lm.hidden(batch.tokens_BT, batch.positions_BT)).flatten(0, 1)

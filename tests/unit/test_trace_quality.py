@@ -138,7 +138,7 @@ class TestBadInput:
     def test_a_missing_column_is_named(self, write: Write) -> None:
         rows = questions(3)
         del rows[2]["fair"]
-        with pytest.raises(DataError, match="traces-3, fair: there is no such column"):
+        with pytest.raises(DataError, match="traces-3, fair: the solution is missing"):
             read_traces(TraceSource(path=write(*rows)))
 
     def test_an_answer_that_is_no_number_is_kept_and_counted(self, write: Write, tmp_path: Path) -> None:

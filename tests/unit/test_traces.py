@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from stillhouse import registry
 from stillhouse.answers import number
+from stillhouse.auroc import area, auroc, difference
 from stillhouse.errors import DataError
-from stillhouse.traces._auroc import area, difference
+from stillhouse.solutions.equations import equations
 from stillhouse.traces._combine import cross_fitted, two_views
-from stillhouse.traces._equations import equations
 from stillhouse.traces._reading import beyond_context, logprobs
 from stillhouse.traces.base import Trace
 
@@ -302,12 +302,13 @@ class TestArea:
         score, right = np.array([s for s, _ in rows], float), np.array([float(r) for _, r in rows])
         group = [str(i // 2) for i in range(len(rows))]
         if right.min() == right.max():
+            assert auroc(score, right) is None
             with pytest.raises(DataError, match="right traces with wrong ones"):
                 area(score, right, group, resamples=10, seed=0)
             return
         gaps = score[right == 1][:, None] - score[right == 0][None, :]
         expected = ((gaps > 0) + (gaps == 0) / 2).mean()
-        assert area(score, right, group, resamples=10, seed=0).value == pytest.approx(expected)
+        assert area(score, right, group, resamples=10, seed=0).value == auroc(score, right) == pytest.approx(expected)
 
     def test_within_looks_at_one_question_at_a_time(self) -> None:
         """A score that knows hard questions alone: good over all, blind within each."""

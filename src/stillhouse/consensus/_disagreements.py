@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from stillhouse.consensus._differences import first_difference, pairs
 from stillhouse.consensus.base import Consensus, ConsensusRule, Vote
 from stillhouse.records import whole
 from stillhouse.registry import name_of
+from stillhouse.solutions.steps import first_difference
 
 FILE = "disagreements.json"
 FORMAT = 1
@@ -81,6 +82,28 @@ class Disagreements:
             ],
             "examples": list(self._examples.values()),
         }
+
+
+class Pair(NamedTuple):
+    """Two teachers, by their places: the questions that both answered, and those on which they differ."""
+
+    one: int
+    other: int
+    both: int
+    differ: int
+
+
+def pairs(votes: Sequence[Sequence[Vote]]) -> list[Pair]:
+    """How often each two teachers differ.
+
+    >>> pairs([["7", "7"], ["1", "2"], ["1", None]])
+    [Pair(one=0, other=1, both=2, differ=1)]
+    """
+    found = []
+    for one, other in combinations(range(len(votes[0]) if votes else 0), 2):
+        both = [(row[one], row[other]) for row in votes if row[one] is not None and row[other] is not None]
+        found.append(Pair(one, other, len(both), sum(a != b for a, b in both)))
+    return found
 
 
 def differ(votes: Sequence[Vote]) -> bool:

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from stillhouse.auroc import auroc
 from stillhouse.consensus._contradictions import MODES, Contradictions, Mode, Planted
 from stillhouse.consensus.base import Consensus, ConsensusRule, Vote
 from stillhouse.data.arithmetic import generate
 from stillhouse.recipe import Section
 from stillhouse.statistics import Measurement, compare, estimate
-from stillhouse.studies._choosing import auroc, measured
+from stillhouse.studies._choosing import measured
 
 BEST = "best single"
 """What the rules are held against: of each draw the teacher that is right most often, which takes hindsight."""
@@ -124,7 +125,7 @@ def _detection(decided: Sequence[Consensus], draws: Sequence[Draw]) -> float | N
         sure_Q1: NDArray[np.float64] = np.array(one.confidence)[:, None]
         suspicion.append(np.where(chosen_QK, 1 - sure_Q1, sure_Q1).ravel())
         planted.append(draw.planted.planted_QK.ravel())
-    return auroc(np.concatenate(suspicion).tolist(), np.concatenate(planted))
+    return auroc(np.concatenate(suspicion), np.concatenate(planted).astype(np.float64))
 
 
 def summarize_curves(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -18,9 +18,10 @@ from stillhouse.report.findings import Findings, Table
 from stillhouse.report.lines import Line, lines
 from stillhouse.report.numbers import percent
 from stillhouse.runs import RunFolder
-from stillhouse.studies._choosing import TraceFile, choose, read_traces
+from stillhouse.studies._choosing import choose, tabulate
 from stillhouse.studies._contradicting import BEST, CurveSection, contradict, summarize_curves
 from stillhouse.studies.base import Study
+from stillhouse.traces._source import TraceSource, read_traces
 from stillhouse.workshop import Progress
 
 _ABSENT = "–"
@@ -39,7 +40,7 @@ def _list(value: Any) -> Any:
 class CommitteeData(Section):
     """What is chosen from."""
 
-    traces: TraceFile
+    traces: TraceSource
 
 
 class CommitteeStudy(Study):
@@ -72,9 +73,13 @@ class CommitteeStudy(Study):
             DataError: the file of solutions cannot be used.
         """
         rules = self._built()
-        solved = read_traces(self.data.traces)
+        solved = tabulate(read_traces(self.data.traces)[0], self.data.traces.path)
         named = {"rules": [item.model_dump(mode="json") for item in self.rules], "seed": self.seed}
-        choosing = {**named, **self.data.model_dump(mode="json"), "file": fingerprint_file(Path(self.data.traces.path))}
+        choosing = {
+            **named,
+            **self.data.model_dump(mode="json"),
+            "file": fingerprint_file(Path(self.data.traces.path).expanduser()),
+        }
         with folder.stage("choose", choosing) as (chose, done):
             if not done:
                 progress("choose", 0, 1, "")

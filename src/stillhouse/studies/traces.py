@@ -11,19 +11,20 @@ import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from stillhouse import registry
+from stillhouse.auroc import Area, area, difference
 from stillhouse.locating import fingerprint_model
 from stillhouse.models import CausalLM
 from stillhouse.recipe import Component, Section, TraceSignalName
 from stillhouse.records import fingerprint_file, whole
 from stillhouse.report.findings import Findings
 from stillhouse.runs import RunFolder
+from stillhouse.solutions.tokens import without_annotations
 from stillhouse.statistics import FloatArray
 from stillhouse.studies._trace_page import page
 from stillhouse.studies.base import Study
-from stillhouse.traces._auroc import Area, area, difference
 from stillhouse.traces._card import card, wrong_equations
 from stillhouse.traces._combine import cross_fitted, two_views
-from stillhouse.traces._reading import beyond_context, plain
+from stillhouse.traces._reading import beyond_context
 from stillhouse.traces._source import TraceSource, read_traces
 from stillhouse.traces.base import Trace, TraceSignal
 from stillhouse.workshop import Progress, choose_device
@@ -135,7 +136,7 @@ class TraceQuality(Study):
                 model, record.out = None, {"cut": 0}
                 if self.model is not None and any(signal.needs_model for signal in signals.values()):
                     model = CausalLM.load(self.model, device=device)
-                    texts = [trace.question for trace in traces], [plain(trace.text) for trace in traces]
+                    texts = [trace.question for trace in traces], [without_annotations(trace.text) for trace in traces]
                     record.out = {"cut": beyond_context(model, *texts)}
                 scored = []
                 for place, (name, signal) in enumerate(signals.items()):

@@ -16,7 +16,7 @@ from stillhouse.teachers.base import Answer, TeacherSession
 
 _HOW_FAST = ("batch_size",)
 """Settings that do not decide what is made."""
-_BLOCK = 512
+BLOCK = 512
 """Questions that a teacher gets at once: enough to sort them into batches of like lengths, or to keep a server busy."""
 
 
@@ -78,7 +78,7 @@ class Synthesizer(ABC):
     def ask(self, asked: Iterable[Example], bench: Workbench, sampling: Sampling) -> Iterator[tuple[Example, Answer]]:
         """Questions with their answers, in order, asked in blocks: what is made can be stored on the way."""
         waiting = iter(asked)
-        while block := list(islice(waiting, _BLOCK)):
+        while block := list(islice(waiting, BLOCK)):
             yield from zip(block, bench.teacher.answer(block, sampling), strict=True)
 
     def made(self, bench: Workbench, **facts: Any) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +59,21 @@ class TeacherText(Synthesizer):
         """
         if not examples:
             starts = map(self._start, range(self._count()))
-            for start, answer in self.ask(starts, bench, Sampling.of(self)):
+            for start, answer in self._usable(starts, bench):
                 yield Example(id=start.id, text=answer.text, meta=self._meta(answer, bench))
             return
         if wrong := next((e for e in examples if e.form != "prompt"), None):
             raise DataError(f"teacher_text answers prompts; example {wrong.id!r} is {wrong.form}. Map a prompt column.")
-        for example, answer in self.ask(examples, bench, Sampling.of(self)):
-            if not answer.text:
-                bench.notes["empty answers left out: they teach nothing"] += 1
-                continue
+        for example, answer in self._usable(examples, bench):
             meta = {**example.meta, **self._meta(answer, bench)}
             yield dataclasses.replace(example, completion=answer.text, rationale=None, meta=meta)
+
+    def _usable(self, asked: Iterable[Example], bench: Workbench) -> Iterator[tuple[Example, Answer]]:
+        for example, answer in self.ask(asked, bench, Sampling.of(self)):
+            if answer.text.strip():
+                yield example, answer
+            else:
+                bench.notes["empty answers left out: they teach nothing"] += 1
 
     def _start(self, number: int) -> Example:
         return Example(id=f"teacher_text-{self.seed}-{number}", prompt="")

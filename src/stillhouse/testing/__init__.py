@@ -27,10 +27,20 @@ from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.records import Example
 from stillhouse.signals.kinds import Dense, Signal, TopK
 from stillhouse.signals.support import align
+from stillhouse.synthesis._contract import check_synthesizer
 from stillhouse.teachers.base import TeacherSession
+from stillhouse.traces._contract import check_trace_signal
 from stillhouse.tracking._contract import check_tracker
 
-__all__ = ["check_consensus_rule", "check_evaluator", "check_objective", "check_teacher", "check_tracker"]
+__all__ = [
+    "check_consensus_rule",
+    "check_evaluator",
+    "check_objective",
+    "check_synthesizer",
+    "check_teacher",
+    "check_trace_signal",
+    "check_tracker",
+]
 
 _N, _V, _PADDING = 7, 11, 5
 
@@ -41,9 +51,8 @@ def check_objective(objective: Objective, *, exact_gradient: bool = True) -> Non
     Every objective: settings that are a value (frozen, equal, hashable, printable), one finite loss per token, computed
     row by row, unweighted, unmoved by a constant added to the logits, leaving its inputs alone, with the gradient that
     its value implies. Every divergence besides: at least zero, exactly zero with no gradient where student and teacher
-    agree whatever their
-        heads are padded
-    to, the same for a dense signal and for all of its entries as top-k, and never negative for fewer.
+    agree, whatever their heads are padded to, the same for a dense signal and for all of its entries as top-k, and
+    never negative for fewer.
 
     Args:
         objective: with settings of your choice; check several if the settings change the formula.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from stillhouse.traces._equations import equations
+from stillhouse.solutions.equations import equations
 from stillhouse.traces._facts import calculation
 from stillhouse.traces.base import Trace, by_group
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from stillhouse.traces._equations import Equation, equations
-from stillhouse.traces._tokens import tokens
+from stillhouse.solutions.equations import Equation, equations
+from stillhouse.solutions.tokens import tokens
 
 _WORDS = """
 1/4 quarter fourth, 1/3 third thirds, 1/2 half halves, 1 one once, 2 two twice double couple pair, 3 three thrice,

@@ -13,15 +13,9 @@ from stillhouse.data.rendering import Renderer
 from stillhouse.models import CausalLM
 from stillhouse.records import Example
 from stillhouse.statistics import FloatArray
-from stillhouse.traces._tokens import ANNOTATION
 
 _LOGITS_BYTES = 2**26
 """About this much memory is spent on the float32 logits of one batch."""
-
-
-def plain(text: str) -> str:
-    """A text without annotations, as a model that has never seen any would write it."""
-    return ANNOTATION.sub("", text)
 
 
 def logprobs(

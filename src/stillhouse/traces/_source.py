@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Literal
 
 from pydantic import Field
@@ -23,7 +24,7 @@ class TraceSource(Section):
 
     A file has one of two forms. Wide, as the `model_solutions.jsonl` of GSM8K: a row a question, and in each column
     of `solutions` what one source wrote, as `{solution, is_correct}` or as text. Flat: a row a trace, in the columns
-    `text`, `source`, `correct`.
+    `text`, `source`, `correct`. What is right is said of each trace, or is the number of the row's `reference`.
     """
 
     path: str
@@ -33,6 +34,10 @@ class TraceSource(Section):
     )
     solution: str = Field("solution", description="the text in such a mapping")
     is_correct: str = Field("is_correct", description="whether it is right, in such a mapping")
+    reference: str | None = Field(
+        None,
+        description="right answer of a row, the number in its last line; none reads whether a trace is right",
+    )
     text: str = Field("text", description="of a row a trace: steps and answer")
     answer: str = Field("answer", description="of a row a trace: the final answer; without one the text's last number")
     source: str = Field("source", description="of a row a trace: who wrote it")
@@ -49,11 +54,15 @@ def read_traces(source: TraceSource) -> tuple[list[Trace], int]:
 
     Raises:
         DataError: missing file, broken row, column that is not there, a solution missing, correctness that is neither
-            true nor false, an id twice.
+            true nor false, a right answer without a number, an id twice.
     """
     rows = list(iter_source(Source(path=source.path, prompt=source.question, limit=source.limit)))
-    # The first row says what form the file has, so that a later one without its solutions is an error.
-    wide = source.solutions or [key for key, value in rows[0].meta.items() if _holds(value, source)]
+    wide = source.solutions or _held(rows, source)
+    for column in wide:
+        if not any(column in row.meta for row in rows):
+            raise DataError(
+                f"{source.path} has no column {column!r} (data.traces.solutions). {did_you_mean(column, rows[0].meta)}"
+            )
     read = [trace for row in rows for trace in (_solutions(row, source, wide) if wide else [_flat(row, source)])]
     traces = [trace for trace in read if trace is not None]
     if not traces:
@@ -69,11 +78,7 @@ def _solutions(row: Example, source: TraceSource, wide: Sequence[str]) -> Iterat
     name = str(row.meta.get(source.id, row.id))
     for column in wide:
         place = f"{source.path}, {row.id}, {column}"
-        if column not in row.meta:
-            raise DataError(
-                f"{place}: there is no such column (data.traces.solutions). {did_you_mean(column, row.meta)}"
-            )
-        held = row.meta[column]
+        held = row.meta.get(column)
         given = held if isinstance(held, Mapping) else {source.solution: held}
         said = None, given.get(source.is_correct)
         yield _trace(row, source, (f"{name}/{column}", column), given.get(source.solution), said, place)
@@ -93,8 +98,13 @@ def _flat(row: Example, source: TraceSource) -> Trace | None:
     return _trace(row, source, names, row.meta[source.text], said, place)
 
 
-def _holds(value: object, source: TraceSource) -> bool:
-    return isinstance(value, Mapping) and source.solution in value
+def _held(rows: Sequence[Example], source: TraceSource) -> list[str]:
+    """Columns that hold a mapping with a solution, in any row: one source may have left out the first."""
+    found: dict[str, None] = {}
+    for row in rows:
+        cells = row.meta.items()
+        found |= dict.fromkeys(key for key, cell in cells if isinstance(cell, Mapping) and source.solution in cell)
+    return list(found)
 
 
 def _trace(
@@ -106,15 +116,28 @@ def _trace(
             return None
         raise DataError(f"{place}: the solution is missing. Fill it, remove the row, or set data.traces.missing: drop.")
     question, (answer, correct) = (row.prompt or "").strip(), said
+    value = number(str(text) if answer is None else str(answer))
     return Trace(
         id=names[0],
         question=question,
         group=question,
         text=str(text),
-        answer=number(str(text) if answer is None else str(answer)),
+        answer=value,
         source=names[1],
-        correct=_truth(correct, place),
+        correct=_truth(correct, place) if source.reference is None else value == _right(row, source.reference, place),
     )
+
+
+def _right(row: Example, column: str, place: str) -> Fraction:
+    if not isinstance(row.meta.get(column), str | int | float):
+        raise DataError(
+            f"{place}: there is no right answer in {column!r} (data.traces.reference). {did_you_mean(column, row.meta)}"
+        )
+    last = str(row.meta[column]).strip().rpartition("\n")[2]
+    value = number(last)
+    if value is None:
+        raise DataError(f"{place}: the right answer, {last[-60:]!r}, holds no number.")
+    return value
 
 
 def _truth(value: object, place: str) -> bool | None:

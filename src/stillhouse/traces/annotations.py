@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from stillhouse.traces._equations import equations
+from stillhouse.solutions.equations import equations
+from stillhouse.solutions.tokens import ANNOTATION
 from stillhouse.traces._facts import carried
-from stillhouse.traces._tokens import ANNOTATION
 from stillhouse.traces.base import Scores, Trace, TraceSignal
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from stillhouse.solutions.tokens import numbers
 from stillhouse.traces._facts import calculation, close, given
-from stillhouse.traces._tokens import numbers
 from stillhouse.traces.base import Scores, Trace, TraceSignal
 
 if TYPE_CHECKING:

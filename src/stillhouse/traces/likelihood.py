@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from stillhouse.solutions.tokens import without_annotations
 from stillhouse.traces.base import Scores, Trace, TraceSignal
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ class Likelihood(TraceSignal):
 
     def score(self, traces: Sequence[Trace], model: CausalLM | None) -> Scores:
         """Mean of all tokens, and of the unlikeliest window."""
-        from stillhouse.traces._reading import logprobs, plain
+        from stillhouse.traces._reading import logprobs
 
         assert model is not None  # it says `needs_model`
-        read = logprobs(model, [trace.question for trace in traces], [plain(trace.text) for trace in traces])
+        read = logprobs(
+            model, [trace.question for trace in traces], [without_annotations(trace.text) for trace in traces]
+        )
         return {
             "": np.array([values_N.mean() if len(values_N) else 0.0 for values_N in read]),
             "lowest": np.array([self._lowest(values_N.tolist()) for values_N in read]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from stillhouse.traces._equations import equations
+from stillhouse.solutions.equations import equations
 from stillhouse.traces.base import Scores, Trace, TraceSignal
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Recomputed(TraceSignal):
 
     Sums, chains `2 + 3 = 5 + 1 = 6`, run-on steps, annotations `<<2*3=6>>` (Cobbe et al. 2021, arXiv 2110.14168),
     units, currency, percent, fractions; a result that rounds the exact value is right. What is read and what is not:
-    `stillhouse.traces._equations`.
+    `stillhouse.solutions.equations`.
     """
 
     columns: ClassVar[Mapping[str, str]] = {

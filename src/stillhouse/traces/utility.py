@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from stillhouse.answers import MARKER
+from stillhouse.solutions.tokens import without_annotations
 from stillhouse.traces.base import Scores, Trace, TraceSignal
 
 if TYPE_CHECKING:
@@ -33,11 +34,11 @@ class Utility(TraceSignal):
 
     def score(self, traces: Sequence[Trace], model: CausalLM | None) -> Scores:
         """The difference, and its first term."""
-        from stillhouse.traces._reading import logprobs, plain
+        from stillhouse.traces._reading import logprobs
 
         assert model is not None  # it says `needs_model`
         questions = [trace.question for trace in traces]
-        steps = [plain(trace.text).strip().rpartition("\n") for trace in traces]
+        steps = [without_annotations(trace.text).strip().rpartition("\n") for trace in traces]
         answers = [f"{MARKER} {_written(trace)}" for trace in traces]
         behind = logprobs(model, questions, answers, [before + newline for before, newline, _ in steps])
         with_steps_E = np.array([values_N.sum() for values_N in behind])

@@ -1,4 +1,4 @@
-"""The area under the ROC curve with its interval over questions. Shapes: E traces, G questions, R resamples."""
+"""The area under the ROC curve, and its interval over questions. Shapes: E scores, R resamples."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ class Area:
     values_R: FloatArray
 
 
+def auroc(score_E: FloatArray, right_E: FloatArray) -> float | None:
+    """How often a right one scores higher than a wrong one, ties half; None where one kind is missing.
+
+    >>> auroc(np.array([0.9, 0.4, 0.4, 0.1]), np.array([1.0, 1.0, 0.0, 0.0]))
+    0.875
+    """
+    if not 0 < right_E.sum() < len(right_E):
+        return None
+    level_E = np.unique(score_E, return_inverse=True)[1]
+    return float(_weighted(level_E, right_E, np.ones((1, len(score_E))))[0])
+
+
 def area(score_E: FloatArray, right_E: FloatArray, group_E: Sequence[str], *, resamples: int, seed: int) -> Area:
     """The AUROC of a score, and its percentile interval by a bootstrap that draws questions (Efron and Tibshirani 1993,
     chapter 13), for the traces of one question are not independent. The same seed draws the same questions.
@@ -45,16 +57,15 @@ def area(score_E: FloatArray, right_E: FloatArray, group_E: Sequence[str], *, re
     >>> area(np.array([3.0, 1.0, 2.0, 2.0]), np.array([1.0, 0.0, 1.0, 0.0]), list("aabb"), resamples=10, seed=0).value
     0.875
     """
-    right = int(right_E.sum())
-    if not 0 < right < len(right_E):
+    value = auroc(score_E, right_E)
+    if value is None:
         raise DataError(
-            f"AUROC compares right traces with wrong ones, and {right} of {len(right_E)} are right. Give traces "
-            "of both kinds, or leave the column of correctness out, and the run describes them without it."
+            f"AUROC compares right traces with wrong ones, and {int(right_E.sum())} of {len(right_E)} are right. Give "
+            "traces of both kinds, or leave the column of correctness out, and the run describes them without it."
         )
     level_E = np.unique(score_E, return_inverse=True)[1]
     draws = _draws(group_E, resamples, seed)
     values_R = np.concatenate([_weighted(level_E, right_E, weights_RE) for weights_RE in draws])
-    value = float(_weighted(level_E, right_E, np.ones((1, len(score_E))))[0])
     low, high = np.nanpercentile(values_R, [2.5, 97.5])
     return Area(value, float(low), float(high), _within(score_E, right_E, group_E), values_R)
 

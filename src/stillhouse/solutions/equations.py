@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from stillhouse.traces._tokens import ANNOTATION, Token, tokens, word_set
+from stillhouse.solutions.tokens import ANNOTATION, Token, tokens, without_annotations, word_set
 
 _UNITS = 6
 """Words between a number and what follows it that may be its unit."""
@@ -39,22 +39,32 @@ class Equation:
 
     Attributes:
         written: the equation without its units.
+        text: the equation as it stands there.
+        left: the calculation, its numbers exact and its signs and brackets plain.
         values: what the left side makes, exactly, first as the rules read it; then as `a / (b / c)`, and where percent
             signs or cents leave the scale open, at the others.
-        operands: the numbers on the left, in their order.
-        operators: the signs between them.
         result: what the right side makes.
         places: decimals to which a plain result is written.
         annotated: it stands in an annotation.
     """
 
     written: str
+    text: str
+    left: tuple[Fraction | str, ...]
     values: tuple[Fraction, ...]
-    operands: tuple[Fraction, ...]
-    operators: tuple[str, ...]
     result: Fraction
     places: int
     annotated: bool
+
+    @property
+    def operands(self) -> tuple[Fraction, ...]:
+        """The numbers of the calculation, in their order."""
+        return tuple(part for part in self.left if isinstance(part, Fraction))
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The signs behind its first number or bracket."""
+        return tuple(part for part in self.left[1:] if isinstance(part, str) and part not in "()[]")
 
     @property
     def right(self) -> bool:
@@ -69,8 +79,9 @@ def equations(text: str) -> list[Equation]:
     [('7/2=3.4', False), ('3+2=5', True), ('7/2=3.5', True)]
     """
     noted = [found for match in ANNOTATION.finditer(text) for found in _of_line(match[1], annotated=True)]
-    plain = ANNOTATION.sub("", text)
-    return noted + [found for line in plain.split("\n") for found in _of_line(line, annotated=False)]
+    return noted + [
+        found for line in without_annotations(text).split("\n") for found in _of_line(line, annotated=False)
+    ]
 
 
 def _of_line(line: str, *, annotated: bool) -> Iterator[Equation]:
@@ -80,7 +91,8 @@ def _of_line(line: str, *, annotated: bool) -> Iterator[Equation]:
             continue
         left, right = _before(found, place), _after(found, place + 1)
         if left and right and not _converts(left, found[place - _width(found, place, left) : place]):
-            equation = _equation(left, right, found, annotated)
+            text = line[left[0].span[0] : right[-1].span[1]]
+            equation = _equation(left, right, found, text, annotated=annotated)
             if equation is not None:
                 yield equation
 
@@ -98,11 +110,12 @@ def _converts(left: Sequence[Token], written: Sequence[Token]) -> bool:
     return (adds and len(words & _MEASURES) > 1) or (amount and bool(words))
 
 
-def _equation(left: Sequence[Token], right: Sequence[Token], line: Sequence[Token], annotated: bool) -> Equation | None:
+def _equation(
+    left: Sequence[Token], right: Sequence[Token], line: Sequence[Token], text: str, *, annotated: bool
+) -> Equation | None:
     values = [value for nested in (False, True) if (value := _evaluate(left, nested)) is not None]
     result = _evaluate(right, False)
-    operators = tuple(token.text for token in left[1:] if token.kind == "operator")
-    if not values or result is None or not operators:
+    if not values or result is None or not any(token.kind == "operator" for token in left[1:]):
         return None
     first = next(token for token in right if token.kind == "number")
     places = first.places
@@ -113,13 +126,13 @@ def _equation(left: Sequence[Token], right: Sequence[Token], line: Sequence[Toke
     if any("%" in token.text or token.text.lower() in ("¢", "cent", "cents") for token in line):
         values += [values[0] * 100, values[0] / 100]
     return Equation(
-        "".join(token.text for token in left) + "=" + "".join(token.text for token in right),
-        tuple(dict.fromkeys(values)),
-        tuple(token.value for token in left if token.kind == "number"),
-        operators,
-        result,
-        places,
-        annotated,
+        written="".join(token.text for token in left) + "=" + "".join(token.text for token in right),
+        text=text,
+        left=tuple(token.value if token.kind == "number" else token.text for token in left),
+        values=tuple(dict.fromkeys(values)),
+        result=result,
+        places=places,
+        annotated=annotated,
     )
 
 

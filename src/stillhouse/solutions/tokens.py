@@ -47,6 +47,7 @@ class Token:
         value: of a number, its percent sign applied.
         places: decimals of a number.
         glued: no space stands before it.
+        span: where it stands in the line.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Token:
     value: Fraction = Fraction(0)
     places: int = 0
     glued: bool = False
+    span: tuple[int, int] = (0, 0)
 
     @property
     def unit(self) -> bool:
@@ -65,9 +67,18 @@ class Token:
         )
 
 
+def without_annotations(text: str) -> str:
+    """A text without what is written in it for a calculator.
+
+    >>> without_annotations("2 + 3 = <<2+3=5>>5")
+    '2 + 3 = 5'
+    """
+    return ANNOTATION.sub("", text)
+
+
 def numbers(text: str) -> list[Fraction]:
     """All numbers of a text in their order, annotations left out; a percentage is a share (`50%` is 1/2)."""
-    return [token.value for token in tokens(ANNOTATION.sub("", text)) if token.kind == "number"]
+    return [token.value for token in tokens(without_annotations(text)) if token.kind == "number"]
 
 
 def tokens(line: str) -> list[Token]:
@@ -79,9 +90,10 @@ def tokens(line: str) -> list[Token]:
         if kind == "number":
             found.append(_number(match, glued))
         elif kind in ("times", "operator"):
-            found.append(Token("operator", "*" if text in "xX" else _SIGNS.get(text, text), glued=glued))
+            sign = "*" if text in "xX" else _SIGNS.get(text, text)
+            found.append(Token("operator", sign, glued=glued, span=match.span()))
         elif kind != "space":
-            found.append(Token(kind or "other", text, glued=glued))
+            found.append(Token(kind or "other", text, glued=glued, span=match.span()))
         glued = kind != "space"
     return found
 
@@ -89,11 +101,11 @@ def tokens(line: str) -> list[Token]:
 def _number(match: re.Match[str], glued: bool) -> Token:
     text = match[0]
     if len(text) > _LONGEST or re.match(r"0\d", text):  # 0900 is a time
-        return Token("other", text, glued=glued)
+        return Token("other", text, glued=glued, span=match.span())
     if match["whole"] is not None:
         value, places = int(match["whole"]) + Fraction(int(match["over"]), int(match["under"])), 0
     else:
         digits = match["digits"].replace(",", "")
         value, places = Fraction(digits), len(digits.partition(".")[2])
-    share = match["percent"] is not None
-    return Token("number", text.replace(" ", ""), value / 100 if share else value, places + 2 * share, glued)
+    value, places = (value / 100, places + 2) if match["percent"] is not None else (value, places)
+    return Token("number", text.replace(" ", ""), value, places, glued, match.span())

@@ -1,0 +1,1 @@
+"""Worked solutions read: their numbers, their equations, their steps."""
