@@ -15,7 +15,7 @@ from stillhouse.locating import locate
 from stillhouse.models import load_config, load_tokenizer, vocabulary_size
 from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.pruning.architecture import shrunk_config
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, ScoreSection
 from stillhouse.registry import component as find_component
 from stillhouse.registry import name_of, names
 from stillhouse.signals.vocabulary import require_same_vocabulary
@@ -167,6 +167,8 @@ def _match_record(recipe: Recipe, teacher: Teacher, objectives: Iterable[Objecti
     score = recipe.score
     if score is not None and vocabulary is not None and score.k > vocabulary:
         raise RecipeError(f"score.k is {score.k}, the vocabulary has {vocabulary} tokens. Set a smaller k.")
+    if score is not None:
+        _require_shown(score, teacher)
     wanted = {name_of(o): float(o.temperature) for o in objectives if isinstance(o, Divergence)}
     kept = teacher.recorded_at
     if kept is None and score is not None:
@@ -183,6 +185,21 @@ def _match_record(recipe: Recipe, teacher: Teacher, objectives: Iterable[Objecti
                 f"{temperature:g}."
             )
     return kept
+
+
+def _require_shown(score: ScoreSection, teacher: Teacher) -> None:
+    """A record keeps no more than the teacher says, at the temperature it says it at."""
+    if teacher.shows is not None and score.k > teacher.shows:
+        raise NeedsError(
+            f"score.k is {score.k}, and {name_of(teacher)} says the {teacher.shows} likeliest tokens at every place, "
+            f"no more. Set score.k to {teacher.shows} or less, or let the teacher say more (server: logprobs; stored: "
+            "score again with a larger k)."
+        )
+    if score.temperature is not None and teacher.recorded_at not in (None, score.temperature):
+        raise NeedsError(
+            f"score.temperature is {score.temperature:g}, what {name_of(teacher)} says is at {teacher.recorded_at:g}, "
+            "and a truncated distribution cannot be re-tempered. Leave score.temperature out."
+        )
 
 
 def _refuse_twins(evaluators: Iterable[Evaluator]) -> None:

@@ -5,7 +5,7 @@ Shapes: N trained tokens, V vocabulary, K kept entries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,7 @@ def write_signals(shop: Workshop) -> bool:
     """Fill `signals/` of the run folder from its training data; True if that was done before.
 
     Raises:
-        NeedsError: the teacher does not say whole distributions.
+        NeedsError: the teacher says neither whole distributions nor enough of them.
         SignalStoreError: the store there holds other signals, k is impossible, or the teacher says NaN.
     """
     settings = shop.recipe.score
@@ -53,6 +53,7 @@ def write_signals(shop: Workshop) -> bool:
     with shop.folder.stage("score", inputs) as (record, done):
         if done:
             return True
+        paid = shop.teacher.bill() if "teacher" in vars(shop) else {}
         rendered, teacher, folder = shop.rendered("train", record), shop.teacher, shop.path / "signals"
         vocabulary, key = vocabulary_size(teacher.tokenizer), tokenizer_fingerprint(teacher.tokenizer)
         temperature = shop.plan.record_temperature
@@ -62,10 +63,18 @@ def write_signals(shop: Workshop) -> bool:
         before = teacher.tokens_read
         with ExitStack() as held:
             fidelity = _ask(shop, _Asked(rendered, teacher, header, _open(folder, header, teacher, record, held)))
-        read = world.add(torch.tensor(teacher.tokens_read - before))
-        record.cost = {"teacher_tokens_read": int(read)}
+        record.cost = _cost(teacher, before, paid)
         record.out = {"k": header.k, "temperature": header.temperature, **fidelity}
+        if fidelity["kl_nats_per_token"] is None:
+            record.choose("KL(teacher, stored)", "not measurable", "the teacher shows its likeliest tokens alone")
     return False
+
+
+def _cost(teacher: TeacherSession, read: int, paid: Mapping[str, int]) -> dict[str, int]:
+    """What all processes read and paid since the teacher had read so much and its bill was that."""
+    bill = teacher.bill()
+    counts = [teacher.tokens_read - read, *(bill[name] - paid.get(name, 0) for name in bill)]
+    return dict(zip(["teacher_tokens_read", *bill], world.add(torch.tensor(counts)).tolist(), strict=True))
 
 
 def _open(
@@ -95,15 +104,15 @@ class _Asked(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """What a teacher said about a batch: name, digest and signal of each example, and the sums of `closeness`."""
+    """What a teacher said about a batch: name, digest and signal of each example, and the sums of `_closeness`."""
 
     kept: list[tuple[str, bytes, TopK]]
     sums: Tensor
 
 
-def _ask(shop: Workshop, asked: _Asked) -> dict[str, float]:
+def _ask(shop: Workshop, asked: _Asked) -> dict[str, float | None]:
     """Every batch once, as many at a time as there are processes; stored in order, whoever was asked."""
-    measured, seen = torch.zeros(4, dtype=torch.float64), 0
+    measured, seen = torch.zeros(5, dtype=torch.float64), 0
     batches = enumerate(in_order(asked.rendered, TOKENS_AT_ONCE))
     while group := list(islice(batches, world.size())):
         # The stored signal is held against the teacher on batches 0, 1, 2, 4, 8, ...: few, of all lengths.
@@ -119,7 +128,7 @@ def _ask(shop: Workshop, asked: _Asked) -> dict[str, float]:
         written = asked.writer.bytes_written() if asked.writer is not None else 0
         shop.progress("score", seen, len(asked.rendered), f"{written / 2**20:.1f} MiB")
 
-    def finish() -> dict[str, float]:
+    def finish() -> dict[str, float | None]:
         assert asked.writer is not None  # only the first process comes here
         fidelity = _fidelity(measured, asked.header)
         asked.writer.finish(fidelity)
@@ -129,14 +138,14 @@ def _ask(shop: Workshop, asked: _Asked) -> dict[str, float]:
 
 
 def _tell(asked: _Asked, batch: TokenBatch, *, measure: bool) -> _Told:
-    signal, sums, told = asked.teacher.score(batch), torch.zeros(4, dtype=torch.float64), []
+    signal, sums, told = asked.teacher.score(batch), torch.zeros(5, dtype=torch.float64), []
     for example, name in enumerate(batch.ids):
         kept = []
         for rows_N in batch.trained_rows_of(example).split(_ROWS):
-            dense = _dense(signal, rows_N)
-            kept.append(TopK.of(dense, asked.header.k, asked.header.temperature))
+            said = signal.select(rows_N)
+            kept.append(_cut(said, asked.header))
             if measure:
-                sums += closeness(dense, kept[-1])
+                sums += _closeness(said, kept[-1])
         told.append((name, batch.digest(example), TopK.join(kept).to("cpu")))
     return _Told(told, sums)
 
@@ -150,14 +159,27 @@ def _keep(writer: StoreWriter | None, told: _Told) -> None:
             writer.add(name, digest, signal)
 
 
-def _dense(signal: Signal, rows_N: Tensor) -> Dense:
-    chosen = signal.select(rows_N)
-    if not isinstance(chosen, Dense):
-        raise NeedsError(
-            f"score keeps the likeliest tokens of whole distributions; this teacher gives {type(chosen).__name__}. Use "
-            "a teacher in process, such as hf."
-        )
-    return chosen
+def _cut(said: Signal, header: StoreHeader) -> TopK:
+    """What is kept of it; what a teacher left out of a distribution is in the tail already."""
+    if isinstance(said, Dense):
+        return TopK.of(said, header.k, header.temperature)
+    if isinstance(said, TopK) and said.temperature == header.temperature:
+        return said.cut(header.k)
+    raise NeedsError(
+        f"score keeps the likeliest tokens of distributions at temperature {header.temperature:g}; this teacher gives "
+        f"{type(said).__name__}, at another or none. Use a teacher in process, such as hf, or a server that says "
+        "log-probabilities."
+    )
+
+
+def _closeness(said: Signal, kept: TopK) -> Tensor:
+    """The sums of `closeness`, and last over how many tokens the first of them goes: those whose whole distribution is
+    known. Of others the likeliest token is kept, because it is among those that were said."""
+    if isinstance(said, Dense):
+        sums = closeness(said, kept)
+        return torch.cat([sums, sums[-1:]])
+    tokens, mass = len(kept.tail_N), kept.logprobs_NK.double().exp().sum()
+    return torch.tensor([0.0, tokens, float(mass), tokens, 0.0], dtype=torch.float64)
 
 
 def closeness(dense: Dense, kept: TopK) -> Tensor:
@@ -175,10 +197,10 @@ def closeness(dense: Dense, kept: TopK) -> Tensor:
     return torch.stack([kl_N.sum(), same_N.double().sum(), mass_N.sum(), kl_N.new_tensor(float(len(kl_N)))]).cpu()
 
 
-def _fidelity(sums: Tensor, header: StoreHeader) -> dict[str, float]:
-    kl, same, mass, tokens = sums.tolist()
+def _fidelity(sums: Tensor, header: StoreHeader) -> dict[str, float | None]:
+    kl, same, mass, tokens, whole = sums.tolist()
     return {
-        "kl_nats_per_token": kl / tokens,
+        "kl_nats_per_token": kl / whole if whole else None,
         "top1_agreement": same / tokens,
         "kept_mass": mass / tokens,
         "measured_tokens": int(tokens),

@@ -171,7 +171,7 @@ def _train_to_the_end(
     teacher = shop.signals if any(o.needs for o in objectives) else None
     if teacher is not None:
         teacher.prepare(rendered)
-    read_before = teacher.tokens_read if teacher else 0
+    read_before, paid = (teacher.tokens_read, teacher.bill()) if teacher else (0, {})
     watched = _Cadence(shop, role)
     for step in train(
         student, batches, teacher, objectives, steps=settings.steps, optim=optim, compute=compute, state=state
@@ -185,6 +185,7 @@ def _train_to_the_end(
     record.cost = {f"{role}_tokens_trained": state.tokens}
     if teacher is not None:
         record.cost["teacher_tokens_read"] = teacher.tokens_read - read_before
+        record.cost |= {name: now - paid.get(name, 0) for name, now in teacher.bill().items()}
     facts = {
         "teacher": shop.teacher.identity(),
         "parameters": student.parameters(),

@@ -111,10 +111,16 @@ def outcome_text(facts: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str
 
 def store_text(facts: Mapping[str, Any]) -> str:
     """What a signal store holds and how close it is to its teacher."""
+    kl = facts["kl_nats_per_token"]
+    away = (
+        f"{number(kl)} nats per token"
+        if kl is not None
+        else "not measurable (the teacher shows its likeliest tokens alone)"
+    )
     return "\n".join(
         [
             f"{facts['examples']:,} examples, {facts['bytes_per_token']} bytes per token",
-            f"KL(teacher, stored) {number(facts['kl_nats_per_token'])} nats per token, kept mass "
+            f"KL(teacher, stored) {away}, kept mass "
             f"{facts['kept_mass']:.4%}, likeliest token kept {facts['top1_agreement']:.2%}, on "
             f"{facts['measured_tokens']:,} tokens",
             f"Use it: teacher: {{stored: {{path: {facts['store']}}}}}",

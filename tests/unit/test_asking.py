@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import json
 import multiprocessing
 import random
@@ -415,3 +416,27 @@ def test_a_pause_holds_everybody_and_the_longest_counts() -> None:
         return min(await asyncio.gather(*(one() for _ in range(4))))
 
     assert asyncio.run(run()) >= 0.19
+
+
+def test_a_store_of_the_version_without_names_gets_them(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with RequestStore(path) as store:
+        store.put("a", "t", ANSWER)
+    with sqlite3.connect(path) as db:
+        db.executescript("DROP TABLE names; PRAGMA user_version = 1;")
+    db.close()
+    with RequestStore(path) as store:
+        store.name([("tokens", "a")])
+    with RequestStore(path) as store:
+        assert store.get_named(["tokens", "others"]) == {"tokens": ANSWER}
+
+
+def test_a_name_is_of_one_answer_and_is_forgotten_with_it(tmp_path: Path) -> None:
+    with RequestStore(tmp_path / "r.sqlite") as store:
+        store.put("a", "t", ANSWER)
+        store.put("b", "t", dataclasses.replace(ANSWER, text="another"))
+        store.name([("tokens", "a"), ("tokens", "b"), ("more", "a"), ("nothing", "c")])
+        assert store.get_named(["tokens", "more", "nothing"]) == {"tokens": ANSWER, "more": ANSWER}
+        store.forget(["a"])
+        store.put("a", "t", dataclasses.replace(ANSWER, text="drawn anew"))
+        assert store.get_named(["tokens", "more"]) == {}

@@ -24,8 +24,9 @@ from stillhouse.models import CausalLM, Sampling
 from stillhouse.records import Example
 from stillhouse.signals.kinds import Dense, TopK
 from stillhouse.teachers._probe import said_after
+from stillhouse.teachers._said import top_k
 from stillhouse.teachers.base import Answer
-from stillhouse.teachers.server import ServerTeacher, top_k
+from stillhouse.teachers.server import ServerTeacher
 from stillhouse.testing import check_teacher
 from stillhouse.testing.server import Faults, Server, serve
 

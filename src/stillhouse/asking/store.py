@@ -1,6 +1,7 @@
 """Answered requests in one SQLite file: each asked once, kept for good, and what all of them cost.
 
     answers        one row an answered request, by the key of all that decides the answer; failures are never there
+    names          what else an answer is found by, such as the tokens of its text
     spent          by teacher, what was used and what open reservations may still use
     reservations   requests that were sent and not heard of yet; those of a killed process stay, and stay counted
 
@@ -24,7 +25,7 @@ from stillhouse.asking.budget import Amount, Budget
 from stillhouse.asking.protocol import Reply
 from stillhouse.errors import BudgetError, RequestStoreError
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a table changes; kept in the file as `user_version`."""
 
 _APPLICATION = 0x57111  # marks the file as ours
@@ -38,6 +39,7 @@ CREATE TABLE spent (teacher TEXT PRIMARY KEY, calls INTEGER NOT NULL, read INTEG
 CREATE TABLE reservations (id INTEGER PRIMARY KEY AUTOINCREMENT, teacher TEXT NOT NULL, key TEXT NOT NULL,
     calls INTEGER NOT NULL, read INTEGER NOT NULL, written INTEGER NOT NULL, at REAL NOT NULL);
 """
+_NAMES = "CREATE TABLE names (name TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID"
 
 
 class Reservation(NamedTuple):
@@ -89,6 +91,8 @@ class RequestStore:
                 f"{self.path} was written by a newer Stillhouse (request store format {found}; this version reads up "
                 f"to {FORMAT}). Update Stillhouse, or name another file."
             )
+        if found < FORMAT:
+            self._upgrade()
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
 
@@ -96,10 +100,17 @@ class RequestStore:
         return self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
 
     def _make(self) -> None:
-        for statement in _TABLES.split(";"):
+        for statement in (*_TABLES.split(";"), _NAMES):
             self._db.execute(statement)
         self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
         self._db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def _upgrade(self) -> None:
+        """Format 1 had no names."""
+        with self.transaction():
+            if self._number("user_version") < FORMAT:  # another process did not do it meanwhile
+                self._db.execute(_NAMES)
+                self._db.execute(f"PRAGMA user_version = {FORMAT}")
 
     def _number(self, pragma: str) -> int:
         return int(self._db.execute(f"PRAGMA {pragma}").fetchone()[0])
@@ -133,13 +144,19 @@ class RequestStore:
 
     def get_many(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The answers that are there, by their keys."""
+        return self._read("SELECT key, reply FROM answers WHERE key IN", keys)
+
+    def get_named(self, names: Sequence[str]) -> dict[str, Reply]:
+        """The answers that are there, by names that `name` gave them."""
+        return self._read("SELECT name, reply FROM names JOIN answers USING (key) WHERE name IN", names)
+
+    def _read(self, query: str, wanted: Sequence[str]) -> dict[str, Reply]:
         found: dict[str, Reply] = {}
         with self._lock, self._translated():
-            for start in range(0, len(keys), _AT_ONCE):
-                some = keys[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(some))
-                rows = self._db.execute(f"SELECT key, reply FROM answers WHERE key IN ({marks})", some)
-                found.update((key, Reply.from_json(reply)) for key, reply in rows)
+            for start in range(0, len(wanted), _AT_ONCE):
+                some = wanted[start : start + _AT_ONCE]
+                rows = self._db.execute(f"{query} ({','.join('?' * len(some))})", some)
+                found.update((one, Reply.from_json(reply)) for one, reply in rows)
         return found
 
     def put(self, key: str, teacher: str, reply: Reply) -> Reply:
@@ -151,10 +168,18 @@ class RequestStore:
             )
             return self.get_many([key])[key]
 
-    def forget(self, keys: Iterable[str]) -> None:
-        """Drop answers, so that they are asked anew; what they cost stays counted."""
+    def name(self, named: Iterable[tuple[str, str]]) -> None:
+        """Let answers be found by names as well, pairs of a name and a key; a name that is given keeps its answer.
+        Durable when it returns."""
         with self.transaction():
-            self._db.executemany("DELETE FROM answers WHERE key = ?", ((key,) for key in keys))
+            self._db.executemany("INSERT OR IGNORE INTO names VALUES (?, ?)", named)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop answers and their names, so that they are asked anew; what they cost stays counted."""
+        gone = [(key,) for key in keys]
+        with self.transaction():
+            self._db.executemany("DELETE FROM answers WHERE key = ?", gone)
+            self._db.executemany("DELETE FROM names WHERE key = ?", gone)
 
     def reserve(self, key: str, teacher: str, bound: Amount, budget: Budget) -> Reservation:
         """Take the most that a request may cost out of the budget, before it is sent.

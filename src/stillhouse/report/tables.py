@@ -20,6 +20,8 @@ COST_TITLES = {
     "teacher_tokens_written": "Tokens the teacher wrote",
     "teacher_calls": "Requests sent to the teacher",
     "teacher_answers_stored": "Answers that were stored before",
+    "teacher_signals_kept": "Examples whose signals were kept with their text",
+    "teacher_signals_asked": "Examples whose signals were asked for",
     "student_tokens_trained": "Tokens the student trained on",
     "control_tokens_trained": "Tokens the control trained on",
 }

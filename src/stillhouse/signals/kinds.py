@@ -119,6 +119,25 @@ class TopK(Signal):
         ids_NK = logprobs_NV.topk(k, dim=-1).indices
         return cls(ids_NK, *split_tail(logprobs_NV, ids_NK), vocabulary, temperature)
 
+    def cut(self, k: int) -> TopK:
+        """The k largest entries; the others join the tail.
+
+        Raises:
+            ValueError: there are fewer.
+
+        >>> halves = TopK(torch.tensor([[4, 2]]), torch.tensor([[0.25, 0.5]]).log(), torch.tensor([0.25]).log(), 9)
+        >>> halves.cut(1).ids_NK, halves.cut(1).tail_N.exp()
+        (tensor([[2]]), tensor([0.5000]))
+        """
+        if not 1 <= k <= self.ids_NK.shape[-1]:
+            raise ValueError(f"k is {k}; it must lie between 1 and the {self.ids_NK.shape[-1]} entries there are")
+        if k == self.ids_NK.shape[-1]:
+            return self
+        logprobs_NK, order_NK = self.logprobs_NK.sort(dim=-1, descending=True)
+        tail_N = torch.logaddexp(self.tail_N, logprobs_NK[..., k:].logsumexp(-1))
+        ids_NK = self.ids_NK.gather(-1, order_NK)
+        return TopK(ids_NK[..., :k], logprobs_NK[..., :k], tail_N, self.vocabulary, self.temperature)
+
     def to(self, device: str | torch.device) -> TopK:
         """The signal on another device."""
         moved = (t.to(device) for t in (self.ids_NK, self.logprobs_NK, self.tail_N))

@@ -120,7 +120,7 @@ class StoreWriter:
             ) from error
         self._known.add(name)
 
-    def finish(self, fidelity: Mapping[str, float]) -> None:
+    def finish(self, fidelity: Mapping[str, float | None]) -> None:
         """Close the store: from now on it can be read."""
         self.close()
         shards = [{"name": path.name, "bytes": path.stat().st_size} for path in shard_paths(self.folder)]
@@ -214,7 +214,8 @@ class SignalStore:
 
     Attributes:
         header: what was asked of whom.
-        fidelity: how close the stored signal is to the teacher, as measured while it was written.
+        fidelity: how close the stored signal is to the teacher, as measured while it was written; None for what could
+            not be measured.
 
     Raises:
         SignalStoreError: no store, not finished, of another format, or damaged.
@@ -224,7 +225,7 @@ class SignalStore:
         self.folder = Path(folder)
         self.header = read_header(self.folder)
         facts = self._completeness()
-        self.fidelity: dict[str, float] = facts["fidelity"]
+        self.fidelity: dict[str, float | None] = facts["fidelity"]
         self._paths: list[Path] = []
         self._data: list[mmap.mmap] = []
         self._index: dict[str, tuple[int, int]] = {}

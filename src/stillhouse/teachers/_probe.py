@@ -82,8 +82,9 @@ class _Probe:
         if self.k > size:
             raise self._broken(f"the vocabulary has {size} tokens. Set a smaller logprobs")
         prompt = self.tokenizer(_TEXT, add_special_tokens=False)["input_ids"][:_READ]
-        # A temperature of its own, so that a server that tempers what it says is noticed.
-        wording = Wording(model=self.client.server.model, max_tokens=_WRITTEN, temperature=0.5, logprobs=self.k)
+        # Drawn in a way of its own, so that a server that says what it draws from is noticed.
+        model = self.client.server.model
+        wording = Wording(model=model, max_tokens=_WRITTEN, temperature=0.5, top_p=0.5, logprobs=self.k)
         body = wording.completion(prompt, seed=0)
         try:
             reply = self._ask(body, len(prompt))
@@ -144,7 +145,7 @@ class _Probe:
                 raise self._broken(
                     f"of token {place + 1} that it wrote it says a log-probability of {one[name]:.3f}, of the same "
                     f"token in a prompt {other[name]:.3f}; somewhere {apart:.3f} lie between its two accounts, where "
-                    f"{TOLERANCE:g} would do. It is off by a token, or tempers one of the two"
+                    f"{TOLERANCE:g} would do. It is off by a token, or tempers one of the two, or cuts one off at top_p"
                 )
         return apart
 

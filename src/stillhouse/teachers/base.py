@@ -127,6 +127,11 @@ class Teacher(ABC):
         """The temperature of a record's distributions; None where the teacher can be asked at any."""
         return None
 
+    @property
+    def shows(self) -> int | None:
+        """How many of the likeliest tokens it says at every place; None where it says whole distributions, or none."""
+        return None
+
     @abstractmethod
     def open(self, device: str = "cpu") -> TeacherSession:
         """Load or connect."""

@@ -1,26 +1,24 @@
 """A teacher behind an OpenAI-compatible API: text from any, top log-probabilities where the server really has them.
 
-Shapes: T tokens of one example, M = B * T positions of a batch, K kept entries.
+Where both are wanted, what it says about its own text comes with the text and is kept with it.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse import world
 from stillhouse.asking.budget import Amount, Budget
 from stillhouse.asking.client import Client, Manner
 from stillhouse.asking.exchange import Server
-from stillhouse.asking.protocol import LIMITS, TOKEN_ID, Entry, Reply, Request, Wording, scoring_body
+from stillhouse.asking.protocol import LIMITS, Reply, Request, Wording, scoring_body
 from stillhouse.asking.store import RequestStore
 from stillhouse.data.batching import TokenBatch
 from stillhouse.data.rendering import Renderer
@@ -29,12 +27,11 @@ from stillhouse.models import CausalLM, Sampling, load_tokenizer, vocabulary_siz
 from stillhouse.records import Example, fingerprint
 from stillhouse.signals.kinds import TopK
 from stillhouse.teachers._probe import find_model, find_style, said_after
+from stillhouse.teachers._said import Kept, Said
 from stillhouse.teachers.base import Answer, Teacher, TeacherSession
 
 _TEMPLATE, _TURN = 64, 16
 """Tokens that a server's chat template adds at most: to a conversation, and to each of its turns."""
-_LEAST_TAIL = 1e-7
-"""The least probability of all tokens beyond the top k: what float32 leaves of one minus a sum is noise below that."""
 _FORBIDDEN = frozenset({"model", "messages", "prompt", "stream", "n", "best_of", "logprobs", "top_logprobs", "echo"})
 _OURS = frozenset({*LIMITS, "temperature", "top_p", "seed", "stop"})
 
@@ -55,7 +52,8 @@ class ServerTeacher(Teacher):
         system: what a conversation begins with, where it has no system turn of its own.
         tokenizer: the model's, a folder or hub name; a closed model has none.
         logprobs: the likeliest tokens at every place that the server promises to say; objectives that need its
-            distribution can then be used. The promise is tested on opening.
+            distribution can then be used. The promise is tested on opening. With `completions`, text is asked for
+            together with them, so that it need not be scored afterwards.
         concurrency: requests under way at once, at most; it goes down by itself where the server bears less.
         timeout: seconds for an answer.
         retries: of a request.
@@ -127,6 +125,11 @@ class ServerTeacher(Teacher):
     def recorded_at(self) -> float | None:
         """1 where there are log-probabilities: what is cut off after the top k cannot be tempered afterwards."""
         return None if self.logprobs is None else 1.0
+
+    @property
+    def shows(self) -> int | None:
+        """What `logprobs` promises."""
+        return self.logprobs
 
     def open(self, device: str = "cpu") -> ServerSession:
         """Connect, and see that the server has what is promised.
@@ -223,8 +226,9 @@ class ServerSession(TeacherSession):
         self._tokenizer = settings.load_tokenizer()
         self.provides = settings.provides
         self.found: dict[str, Any] = {"model": find_model(client)}
-        self._style = None
+        self._style = self._kept = None
         if settings.logprobs is not None:
+            self._kept = Kept(client, settings.logprobs)
             self._style, apart = find_style(client, self.tokenizer, settings.logprobs)
             self.found |= {"scores by": self._style, "written and scored lie apart by": apart}
 
@@ -250,14 +254,24 @@ class ServerSession(TeacherSession):
             TeacherError: a request failed for good; what arrived is kept.
             BudgetError: the next request does not fit.
             DataError: an example is no question.
-            NeedsError: a conversation for `completions`, without a tokenizer to render it.
+            NeedsError: a conversation for `completions`, without a tokenizer to render it; log-probabilities that are
+                promised and missing.
         """
         number, count = world.rank(), world.size()
-        mine = asked[number::count]  # processes share the work
-        requests = (self._request(example, sampling) for example in mine)
-        replies = {number + count * place: reply for place, reply in self.client.ask(requests)}
-        answers = {place: _answer(reply, sampling) for place, reply in replies.items()}
-        self.tokens_read += sum(reply.read or 0 for reply in replies.values())
+        requests = [self._request(example, sampling) for example in asked[number::count]]  # processes share the work
+        answers, names = {}, []
+        try:
+            for place, reply in self.client.ask(requests):
+                answers[number + count * place] = _answer(reply, sampling)
+                self.tokens_read += reply.read or 0
+                if self._kept is not None and self.settings.api == "completions":
+                    names.append(self._kept.name(requests[place], reply))
+        except NeedsError as error:
+            raise NeedsError(
+                f"{error} teacher.server.logprobs promises {self.settings.logprobs} with every text that it writes. "
+                "Use another server (vLLM keeps that), or leave logprobs out and learn from its text."
+            ) from error
+        self.client.store.name(names)
         self.tokens_written += sum(answer.tokens for answer in answers.values())
         whole = {place: answer for part in world.gather(answers) for place, answer in part.items()}
         return [whole[place] for place in range(len(asked))]
@@ -275,6 +289,7 @@ class ServerSession(TeacherSession):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             limit=settings.limit,
+            logprobs=settings.logprobs if settings.api == "completions" else None,
             extra=settings.extra or {},
         )
         seed = int(fingerprint([sampling.seed, example.id]), 16) % 2**31
@@ -304,7 +319,8 @@ class ServerSession(TeacherSession):
         return Renderer(self.tokenizer, max_length=2**30).prompt_ids(example)
 
     def score(self, batch: TokenBatch) -> TopK:
-        """The likeliest tokens after every token of a batch; NaN where there is padding.
+        """The likeliest tokens after every token of a batch; of an example that it wrote itself, as what was kept with
+        the text says, after every trained one. NaN elsewhere.
 
         Raises:
             NeedsError: no log-probabilities are promised, or some are missing.
@@ -312,31 +328,31 @@ class ServerSession(TeacherSession):
             BudgetError: the next request does not fit.
         """
         k = self.settings.logprobs
-        if k is None or self._style is None:
+        if k is None or self._style is None or self._kept is None:
             raise NeedsError(
                 f"{self.client.server.name} provides text alone. Where the server says log-probabilities, set logprobs "
                 "and tokenizer of teacher.server."
             )
-        vocabulary = vocabulary_size(self.tokenizer)
-        whole = [batch.tokens_BT[row, start:stop].tolist() for row, start, stop in batch.spans]
+        said, kept = Said(batch, k, vocabulary_size(self.tokenizer)), self._kept.find(batch)
+        for example, entries in kept.items():
+            said.fill(example, entries)
+        rest = [example for example in range(len(batch.ids)) if example not in kept]
+        whole = [batch.tokens_BT[row, start:stop].tolist() for row, start, stop in (batch.spans[e] for e in rest)]
         bodies = (scoring_body(self.settings.model, tokens, k, self._style) for tokens in whole)
-        asked = zip(batch.ids, whole, bodies, strict=True)
-        requests = (Request(name, "completions", body, len(tokens)) for name, tokens, body in asked)
-        places, width = batch.tokens_BT.numel(), batch.tokens_BT.shape[1]
-        ids_MK = torch.zeros(places, k, dtype=torch.long)
-        logprobs_MK, tail_M = torch.full((places, k), torch.nan), torch.full((places,), torch.nan)
-        for example, reply in self.client.ask(requests):
-            row, start, stop = batch.spans[example]
-            rows = slice(row * width + start, row * width + stop)
-            said = said_after(reply, whole[example], self._style)
-            ids_MK[rows], logprobs_MK[rows], tail_M[rows] = top_k(said, k, vocabulary)
-        self.tokens_read += batch.real_count()
-        device = batch.tokens_BT.device
-        return TopK(ids_MK.to(device), logprobs_MK.to(device), tail_M.to(device), vocabulary)
+        asked = zip(rest, whole, bodies, strict=True)
+        requests = (Request(batch.ids[e], "completions", body, len(tokens)) for e, tokens, body in asked)
+        for place, reply in self.client.ask(requests):
+            said.fill(rest[place], said_after(reply, whole[place], self._style))
+        self.tokens_read += sum(map(len, whole))
+        return said.signal()
 
     def bill(self) -> dict[str, int]:
-        """Requests that were paid in this process, and those whose answers were stored before."""
-        return {"teacher_calls": self.client.tally.paid.calls, "teacher_answers_stored": self.client.tally.stored}
+        """Requests that were paid in this process, and those whose answers were stored before; of examples that were
+        scored, those whose signals were kept with their text and those that were asked about."""
+        bill = {"teacher_calls": self.client.tally.paid.calls, "teacher_answers_stored": self.client.tally.stored}
+        if self._kept is not None:
+            bill |= {"teacher_signals_kept": self._kept.found, "teacher_signals_asked": self._kept.missed}
+        return bill
 
     def identity(self) -> dict[str, Any]:
         """Model, url, and the settings that change answers."""
@@ -355,24 +371,3 @@ class ServerSession(TeacherSession):
 def _answer(reply: Reply, sampling: Sampling) -> Answer:
     written = sampling.max_new_tokens if reply.written is None else reply.written
     return Answer(reply.text, reply.finished, written)
-
-
-def top_k(said: Iterable[Entry], k: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, log-probabilities and tail of T places, each [T, K], [T, K] and [T].
-
-    Raises:
-        NeedsError: fewer than k tokens at some place.
-
-    >>> top_k([{"token_id:3": -0.1, "token_id:5": -3.0, "token_id:7": -4.0}], 2, 10)[0]
-    tensor([[3, 5]])
-    """
-    ids, logprobs, tails = [], [], []
-    for entry in said:
-        best = sorted(entry.items(), key=lambda item: -item[1])[:k]  # the text's own token may stand beyond the k
-        if len(best) < k:
-            raise NeedsError(f"The server says {len(best)} tokens where {k} were asked for.")
-        ids.append([int(name.removeprefix(TOKEN_ID)) for name, _ in best])
-        logprobs.append([logprob for _, logprob in best])
-        rest = 1 - math.fsum(math.exp(logprob) for _, logprob in best)
-        tails.append(-math.inf if k == vocabulary else math.log(max(rest, _LEAST_TAIL)))
-    return torch.tensor(ids), torch.tensor(logprobs), torch.tensor(tails)

@@ -57,6 +57,15 @@ class StoredTeacher(Teacher):
         """
         return read_header(Path(self.path)).temperature
 
+    @property
+    def shows(self) -> int | None:
+        """As the store's header says.
+
+        Raises:
+            SignalStoreError: no store, or a damaged header.
+        """
+        return read_header(Path(self.path)).k
+
     def open(self, device: str = "cpu") -> StoredSession:
         """Map the store into memory.
 
