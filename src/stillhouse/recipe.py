@@ -6,6 +6,7 @@ keys are errors with the line they stand on; overrides from the command line are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,8 @@ from stillhouse import registry
 from stillhouse.errors import did_you_mean
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+"""What stands for the value of a column in the template of a prompt."""
 
 
 def _to_list(value: Any) -> Any:
@@ -130,6 +133,9 @@ class Source(Section):
     split: str | None = None
     messages: str | None = None
     prompt: str | None = None
+    template: str | None = Field(
+        None, description="makes the prompt, in place of a column: '{question}' stands for that column's value"
+    )
     completion: str | None = None
     rationale: str | None = None
     rationale_until: str | None = Field(
@@ -156,6 +162,19 @@ class Source(Section):
                 "a data source needs exactly one of path, dataset, arithmetic or a synthesizer "
                 f"({', '.join(registry.names('synthesizer'))}); found {' and '.join(origins) or 'none'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _template_makes_the_prompt(self) -> Source:
+        if self.template is None:
+            return self
+        if not PLACEHOLDER.search(self.template):
+            raise ValueError(f"template is {self.template!r}, the same for every row; it needs {{column}}s to fill in")
+        taken = [key for key in ("prompt", "messages", "text") if getattr(self, key) is not None]
+        if taken:
+            raise ValueError(f"template makes the prompt, and {taken[0]} names a column for it; leave one of them out")
+        if self.path is None and self.dataset is None:
+            raise ValueError("template makes the prompt of columns, which only the rows of a path or a dataset have")
         return self
 
 

@@ -78,7 +78,7 @@ def test_choices_are_read_from_the_answer() -> None:
     ]
     method = Rationales(verify="choice", choices=("yes", "no", "maybe"), until="The answer is")
     made, _ = run(method, lambda e: "One may say yes. The answer is no.", asked)
-    assert [(e.id, e.rationale, e.completion) for e in made] == [("a", "One may say yes. ", "The answer is no.")]
+    assert [(e.id, e.rationale, e.completion) for e in made] == [("a", "One may say yes. ", "no")]  # as it is evaluated
 
 
 def test_the_template_asks_and_the_bare_prompt_stays() -> None:

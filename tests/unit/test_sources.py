@@ -184,6 +184,87 @@ def test_messages_that_are_no_conversation_name_the_row(tmp_path: Path, messages
     assert "content" in message
 
 
+# Prompts made by a template.
+
+ABSTRACT = {
+    "question": "Does it help?",
+    "contexts": ["It was tried {twice}.", "It helped."],
+    "long_answer": "It did.",
+    "final_decision": "yes",
+    "year": 2001,
+}
+
+
+def test_a_template_makes_the_prompt_of_columns_and_joins_lists_by_lines(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", [ABSTRACT])
+    (example,) = read_source(
+        Source(
+            path=path,
+            template='{contexts}\n\n{question} ({year}) {"json": {}}\n',
+            rationale="long_answer",
+            completion="final_decision",
+        )
+    )
+    assert example.prompt == 'It was tried {twice}.\nIt helped.\n\nDoes it help? (2001) {"json": {}}\n'
+    assert (example.rationale, example.completion) == ("It did.", "yes")
+    assert example.meta == {key: ABSTRACT[key] for key in ("question", "contexts", "year")}
+
+
+@pytest.mark.parametrize("write", FORMS, ids=lambda f: f.__name__)
+def test_a_template_fills_from_every_format_and_leaves_the_ecosystems_columns_as_they_are(
+    write: Any, tmp_path: Path
+) -> None:
+    examples = read_source(Source(path=str(write(tmp_path)), template="{level}: {prompt}"))
+    assert [e.prompt for e in examples] == [f"{r['level']}: {r['prompt']}" for r in ROWS]
+    assert [e.completion for e in examples] == [r["completion"] for r in ROWS]
+
+
+def test_lists_of_a_parquet_file_are_joined(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([ABSTRACT]).to_parquet(tmp_path / "x.parquet")
+    (example,) = read_source(Source(path=str(tmp_path / "x.parquet"), template="{contexts}"))
+    assert example.prompt == "It was tried {twice}.\nIt helped."
+    assert example.completion is None
+
+
+def test_a_template_works_with_steps_told_apart(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", [{"q": "2 + 3", "a": "2 + 3 = 5\n#### 5"}])
+    (example,) = read_source(Source(path=path, template="What is {q}?", completion="a", rationale_until="####"))
+    assert (example.prompt, example.rationale, example.completion) == ("What is 2 + 3?", "2 + 3 = 5\n", "#### 5")
+
+
+def test_a_placeholder_without_a_column_names_the_row_and_suggests_one(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", [ABSTRACT, {"question": "q", "final_decision": "no"}])
+    message = broken(path=path, template="{qestion}", completion="final_decision")
+    assert "template uses {qestion}, and " in message
+    assert "x.jsonl: row 1 has no such column. Did you mean 'question'?" in message
+    message = broken(path=path, template="{contexts} {question}", completion="final_decision")
+    assert "template uses {contexts}, and " in message
+    assert "x.jsonl: row 2 has no such column." in message
+
+
+@pytest.mark.parametrize(("value", "what"), [(None, "is empty"), ({"contexts": ["a"]}, "holds the columns contexts")])
+def test_a_placeholder_whose_column_is_no_text_names_the_row(tmp_path: Path, value: Any, what: str) -> None:
+    path = jsonl(tmp_path / "x.jsonl", [{"context": "a"}, {"context": value}])
+    message = broken(path=path, template="{context}")
+    assert f"template uses {{context}}, which {what} in " in message
+    assert "row 2" in message
+    assert "Mend or remove the row, or name another column." in message
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"path": "x", "template": "Say something."}, "the same for every row"),
+        ({"path": "x", "template": "{q}", "prompt": "q"}, "prompt names a column for it"),
+        ({"path": "x", "template": "{q}", "messages": "q"}, "messages names a column for it"),
+        ({"arithmetic": {"count": 1}, "template": "{prompt}"}, "only the rows of a path or a dataset"),
+    ],
+)
+def test_a_template_that_cannot_make_prompts_is_refused(source: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Source.model_validate(source)
+
+
 # Files that are not what they should be.
 
 

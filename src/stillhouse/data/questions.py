@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stillhouse.data.templates import fill
 from stillhouse.errors import DataError, did_you_mean
 from stillhouse.recipe import Source
 from stillhouse.records import Example
 
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _ANSWERS = ("answer", "final")
 _FIELDS = ("prompt", "completion", "rationale")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -104,16 +103,7 @@ def _columns(example: Example, mapped: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _fill(example: Example, template: str, columns: Mapping[str, Any], by: str) -> Example:
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in columns:
-            raise DataError(
-                f"{by}.template uses {match[0]}, and example {example.id!r} has no such column. "
-                f"{did_you_mean(match[1], columns)}"
-            )
-        found = columns[match[1]]
-        return "\n".join(map(str, found)) if isinstance(found, list | tuple) else str(found)
-
-    prompt = PLACEHOLDER.sub(value, template)
+    prompt = fill(template, columns, f"{by}.template", f"example {example.id!r}")
     return Example(id=example.id, prompt=prompt, completion=example.completion, meta=example.meta)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from stillhouse.answers import MARKER, split_trace
 from stillhouse.data import arithmetic
+from stillhouse.data.templates import fill
 from stillhouse.errors import DataError, did_you_mean
 from stillhouse.recipe import Source
 from stillhouse.records import Example
@@ -64,7 +65,7 @@ def _examples(source: Source) -> Iterator[Example]:
         raise DataError(f"{place} holds no examples. A data set needs at least one row.")
     columns = _map_columns(source, first[1], place)
     for number, row in chain([first], rows):
-        example = _example(number, row, columns, place)
+        example = _example(number, row, columns, source.template, place)
         yield example if source.rationale_until is None else _worked(example, source.rationale_until, number, place)
 
 
@@ -245,6 +246,8 @@ def _map_columns(source: Source, row: Mapping[str, Any], place: str) -> dict[str
     if named:
         return named
     found = {key: key for key in _COLUMNS if key in row}
+    if source.template is not None:  # makes the prompt
+        return {key: key for key in ("completion", "rationale") if key in found}
     if "messages" in found:
         return {"messages": "messages"}
     if "prompt" in found:
@@ -258,8 +261,12 @@ def _map_columns(source: Source, row: Mapping[str, Any], place: str) -> dict[str
     )
 
 
-def _example(number: int, row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> Example:
+def _example(
+    number: int, row: Mapping[str, Any], columns: Mapping[str, str], template: str | None, place: str
+) -> Example:
     values: dict[str, Any] = {}
+    if template is not None:
+        values["prompt"] = fill(template, row, "template", f"{place}: row {number}")
     for key, column in columns.items():
         if column not in row or row[column] is None:
             raise DataError(

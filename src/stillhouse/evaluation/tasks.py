@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 
 from stillhouse.answers import first_paragraph, normalized, number
-from stillhouse.data.questions import PLACEHOLDER, Question, choices_of, one_of, place_of, questions
+from stillhouse.data.questions import Question, choices_of, one_of, place_of, questions
 from stillhouse.data.sources import read_source
 from stillhouse.errors import DataError
 from stillhouse.evaluation._logits import nats, renderer_for, sum_by_example
 from stillhouse.evaluation.base import Evaluator, Heldout, Result
 from stillhouse.models import CausalLM, Sampling
-from stillhouse.recipe import Source
+from stillhouse.recipe import PLACEHOLDER, Source
 from stillhouse.statistics import Measurement, Metric
 
 

@@ -54,7 +54,8 @@ class Rationales(Synthesizer):
             keeps the bare prompt.
         shots: worked examples of the same data before every question, each as the template asks it and its own
             rationale and completion.
-        until: where the steps end and the answer begins, which the answer keeps: `####`, `The answer is`.
+        until: where the steps end and the answer begins, such as `####` or `The answer is`. The answer keeps it, but
+            for a choice, which is learned as it is evaluated: as the bare text of the choice.
         max_new_tokens: of a trace; one that did not end by then is left out.
         temperature: of the draws, 0 is greedy.
         top_p: smallest set of tokens whose mass reaches it.
@@ -177,7 +178,7 @@ class Rationales(Synthesizer):
         elif (value := self._value(parts[1])) is None:
             why = f"traces whose answer is no {self.verify} answer"
         else:
-            return _Trace(parts[0], parts[1].rstrip(), value)
+            return _Trace(parts[0], str(value) if self.verify == "choice" else parts[1].rstrip(), value)
         bench.notes[f"{why} left out"] += 1
         return None
 
