@@ -103,12 +103,16 @@ TrackerName = Annotated[Component, _named("tracker")]
 TraceSignalName = Annotated[Component, _named("trace_signal")]
 
 
-def _once_each(trackers: list[Component]) -> list[Component]:
-    names = [tracker.name for tracker in trackers]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"track names {twice} twice, and both would write to the same place; keep one")
-    return trackers
+def once_each(where: str, otherwise: str) -> AfterValidator:
+    """Demands that a list names no component twice; messages say where, and what would happen otherwise."""
+
+    def check(items: list[Component]) -> list[Component]:
+        names = [item.name for item in items]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{where} names {twice} twice, and {otherwise}; keep one")
+        return items
+
+    return AfterValidator(check)
 
 
 class ArithmeticSource(Section):
@@ -336,9 +340,9 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     score: ScoreSection | None = Field(None, description="ask the teacher once and train from its record")
     evaluate: list[EvaluatorName] = [Component(name="likelihood"), Component(name="fidelity")]
-    track: Annotated[list[TrackerName], BeforeValidator(_to_list), AfterValidator(_once_each)] = Field(
-        [], description="where else the curves are shown; metrics.jsonl and the report hold them anyway"
-    )
+    track: Annotated[
+        list[TrackerName], BeforeValidator(_to_list), once_each("track", "both would write to the same place")
+    ] = Field([], description="where else the curves are shown; metrics.jsonl and the report hold them anyway")
     headline: str | None = Field(None, description="the metric of the report's first sentence; none chooses")
     control: bool = True
     samples: int = Field(40, ge=0, description="held-out prompts answered by all models, side by side")

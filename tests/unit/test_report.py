@@ -18,9 +18,10 @@ from stillhouse.errors import RunError
 from stillhouse.report import figures
 from stillhouse.report.figures import Bar, Dot, Series
 from stillhouse.report.numbers import Metric
-from stillhouse.report.page import markdown, write_report
+from stillhouse.report.page import write_report
 from stillhouse.report.reading import Evaluation
 from stillhouse.report.story import fraction, tell
+from stillhouse.report.writing import markdown
 from stillhouse.terminal import outcome_text
 
 ACCURACY = "tasks.accuracy"

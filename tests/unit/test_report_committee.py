@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from report_run import SCRIPT, write_run
 
-from stillhouse.consensus._disagreements import FILE, FORMAT, Disagreements, write_disagreements
+from stillhouse.consensus._disagreements import Disagreements, write_disagreements
+from stillhouse.consensus._file import FILE, FORMAT
 from stillhouse.consensus.majority import Majority
 from stillhouse.errors import RunError
 from stillhouse.report import committee

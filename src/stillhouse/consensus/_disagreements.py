@@ -9,13 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stillhouse.consensus._file import FILE, FORMAT
 from stillhouse.consensus.base import Consensus, ConsensusRule, Vote
 from stillhouse.records import whole
 from stillhouse.registry import name_of
 from stillhouse.solutions.steps import first_difference
 
-FILE = "disagreements.json"
-FORMAT = 1
 EXAMPLES = 3
 """Disagreements that are kept with their texts."""
 

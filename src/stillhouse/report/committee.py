@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.consensus._disagreements import FILE, FORMAT
+from stillhouse.consensus._file import FILE, FORMAT
 from stillhouse.errors import RunError
 from stillhouse.report.numbers import ABSENT, count, percent
 from stillhouse.report.reading import Run, read_json

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from stillhouse.records import whole
 from stillhouse.report.charts import Figure
-from stillhouse.report.page import markdown
-from stillhouse.report.svg import printable
+from stillhouse.report.writing import fill, write_pages
 
 
 @dataclass(frozen=True)
@@ -63,21 +57,7 @@ def write_findings(folder: Path, name: str, found: Findings) -> tuple[Path, Path
         "blocks": _blocks(found.parts),
         "recipe": recipe.read_text(encoding="utf-8") if recipe.exists() else "",
     }
-    loader = PackageLoader("stillhouse.report", "")
-    settings: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    html = Environment(loader=loader, autoescape=True, **settings)
-    text = Environment(
-        loader=loader,
-        autoescape=False,  # it is Markdown: `finalize` escapes every value for it
-        finalize=lambda value: value if isinstance(value, Markup) else markdown(value),
-        **settings,
-    )
-    pages = (folder / "report.html", folder / "report.md")
-    for page, env in zip(pages, (html, text), strict=True):
-        with whole(page) as partial:
-            filled = env.get_template(f"findings{page.suffix}").render(context)
-            partial.write_text(printable(filled), encoding="utf-8")
-    return pages
+    return write_pages(folder, fill("findings.html", context), fill("findings.md", context))
 
 
 def _blocks(parts: Sequence[Table | Figure]) -> list[tuple[str, list[Table | Figure]]]:

@@ -7,20 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from stillhouse.records import whole
 from stillhouse.report import charts, tables
 from stillhouse.report.committee import committee_of
 from stillhouse.report.numbers import fixed, is_number
 from stillhouse.report.reading import Run, detail, model_name, read_run
 from stillhouse.report.story import tell
-from stillhouse.report.svg import key, printable
-
-# What means something in GitHub's Markdown: markup, table cells, links, emoji, then mentions and references to issues.
-MARKUP = re.compile(r"[\\`*_\[\]|~$]|:(?=\S)|(?<=www)\.")
-REFERENCE = re.compile(r"[@#](?=\w)")
+from stillhouse.report.svg import key
+from stillhouse.report.writing import fill, write_pages
 
 
 def write_report(run: Path) -> tuple[Path, Path]:
@@ -29,11 +24,7 @@ def write_report(run: Path) -> tuple[Path, Path]:
     The same folder always gives the same bytes. Raises RunError if the run was not evaluated yet.
     """
     context = report_context(read_run(run))
-    pages = (run / "report.html", run / "report.md")
-    for page, text in zip(pages, (render_html(context), render_markdown(context)), strict=True):
-        with whole(page) as partial:
-            partial.write_text(printable(text), encoding="utf-8")
-    return pages
+    return write_pages(run, render_html(context), render_markdown(context))
 
 
 def report_context(run: Run) -> dict[str, Any]:
@@ -73,41 +64,20 @@ def report_context(run: Run) -> dict[str, Any]:
 
 
 def render_html(context: Mapping[str, Any]) -> str:
-    """The page, every value in it escaped."""
-    env = Environment(loader=PackageLoader("stillhouse.report", ""), autoescape=True, undefined=StrictUndefined)
-    env.trim_blocks = env.lstrip_blocks = True
-    env.filters.update(model_name=model_name, capital=capital, detail=detail)
-    return env.get_template("template.html").render(context, key=key, fold=tables.FOLD)
+    """The page."""
+    filters = {"model_name": model_name, "capital": capital, "detail": detail}
+    return fill("template.html", {**context, "key": key, "fold": tables.FOLD}, filters)
 
 
 def render_markdown(context: Mapping[str, Any]) -> str:
-    """The same story for a pull request, every value in it escaped unless it is marked as Markdown already."""
-    env = Environment(
-        loader=PackageLoader("stillhouse.report", ""),
-        autoescape=False,  # it is Markdown: `finalize` escapes every value for it
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else markdown(value),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters.update(model_name=model_name, capital=capital, detail=detail, fenced=fenced)
-    return env.get_template("template.md").render(context)
+    """The same story for a pull request."""
+    filters = {"model_name": model_name, "capital": capital, "detail": detail, "fenced": fenced}
+    return fill("template.md", context, filters)
 
 
 def capital(text: str) -> str:
     """The text with a capital in front and the rest as it was."""
     return text[:1].upper() + text[1:]
-
-
-def markdown(value: object) -> str:
-    """Text that GitHub shows as it is: no markup, table cells, mentions or HTML; line ends become spaces.
-
-    >>> print(markdown("a|b <i> @me"))
-    a\\|b &lt;i&gt; @<!-- -->me
-    """
-    text = MARKUP.sub(lambda found: "\\" + found[0], " ".join(str(value).split()))
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return REFERENCE.sub(lambda found: found[0] + "<!-- -->", text)
 
 
 def fenced(text: str) -> Markup:

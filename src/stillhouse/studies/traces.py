@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from stillhouse import registry
 from stillhouse.auroc import Area, area, difference
 from stillhouse.locating import fingerprint_model
 from stillhouse.models import CausalLM
-from stillhouse.recipe import Component, Section, TraceSignalName
+from stillhouse.recipe import Section, TraceSignalName, once_each
 from stillhouse.records import fingerprint_file, whole
 from stillhouse.report.findings import Findings
 from stillhouse.runs import RunFolder
@@ -31,14 +31,6 @@ from stillhouse.workshop import Progress, choose_device
 
 _BELIEF, _BASELINE = "reliability", "agreement"
 _TABLE = "signals.npy"
-
-
-def _once_each(signals: list[Component]) -> list[Component]:
-    names = [signal.name for signal in signals]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"signals names {twice} twice, and both would bear the same name in the result; keep one")
-    return signals
 
 
 class TraceData(Section):
@@ -59,8 +51,8 @@ class TraceQuality(Study):
     result: ClassVar[str] = "traces.json"
 
     data: TraceData
-    signals: Annotated[list[TraceSignalName], AfterValidator(_once_each)] = Field(
-        [], description="which; none takes every one, those that need a model only where there is one"
+    signals: Annotated[list[TraceSignalName], once_each("signals", "both would bear the same name in the result")] = (
+        Field([], description="which; none takes every one, those that need a model only where there is one")
     )
     model: str | None = Field(
         "stillhouse:arithmetic", description="the small model that reads along, a folder or hub name; null for none"
