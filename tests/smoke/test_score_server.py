@@ -14,6 +14,7 @@ from building import StoppedHereError
 from typer.testing import CliRunner
 
 from stillhouse import stages
+from stillhouse.checking.check import check
 from stillhouse.cli import app
 from stillhouse.data.batching import TokenBatch
 from stillhouse.data.rendering import Renderer
@@ -126,6 +127,15 @@ def test_a_record_of_more_than_the_server_says_is_refused(
         with pytest.raises(NeedsError, match=message):
             stages.score(recipe, tmp_path / "scored")
         assert not server.seen
+
+
+@pytest.mark.parametrize("overrides", [[], [f"score.k={K}"]])
+def test_a_check_asks_nobody(overrides: list[str], tiny: Path, write: Any, tmp_path: Path) -> None:
+    with serve(str(tiny)) as server:
+        found = check(load_recipe(write(server, tiny), overrides))
+        assert not server.seen
+    assert not (tmp_path / "r.sqlite").exists()
+    assert ("score" in found["estimate"]["stages"]) == bool(overrides)
 
 
 def test_a_record_is_cut_smaller_without_the_teacher(tiny: Path, write: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from stillhouse.checking.distant import Distant
 from stillhouse.checking.metering import LiveBytes, Trial, Trials, measure, seconds_of, tensor_bytes
 from stillhouse.checking.updates import rehearse_updates
 from stillhouse.data.batching import in_order
@@ -146,7 +147,11 @@ class Rehearsal(Workshop):
 
     @cached_property
     def teacher(self) -> TeacherSession:
-        """A session of the skeleton; a record needs no weights and is opened as it is."""
+        """A session of the skeleton; a record needs no weights and is opened as it is, and what is elsewhere is not
+        asked."""
+        real, tokenizer = self.plan.teacher, self.plan.teacher_tokenizer
+        if real.live and not real.here and real.shows is not None and tokenizer is not None:
+            return Distant(tokenizer, real.shows)
         if self.plan.teacher.recorded_at is not None or self.teacher_lm is None:
             return self.plan.teacher.open(self.device)
         return HFSession(self.teacher_lm)
@@ -205,7 +210,9 @@ class Rehearsal(Workshop):
         return Trial(seconds_of(lambda: importance.measure(teacher, in_order(rendered, CALIBRATION_BATCH))), 0)
 
     def _closeness(self) -> Trial:
-        """Of one trained token, held against its stored signal."""
+        """Of one trained token, held against its stored signal; nothing where no whole distribution is known."""
+        if self.plan.teacher.shows is not None:
+            return Trial(0.0, 0.0)
         score, width = self.recipe.score, self.teacher.lm.vocabulary if self.teacher.lm else 0
         assert score is not None
         dense = Dense(torch.randn(_CLOSENESS_ROWS, width, device=self.device))

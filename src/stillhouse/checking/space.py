@@ -88,7 +88,9 @@ def _largest(sample: Sample, *tokens: int) -> int:
 
 
 def _loosely(work: Work, player: str, tokens: int, token: float, loose: float) -> float:
-    """Resident bytes of work on so many tokens at once."""
+    """Resident bytes of work on so many tokens at once; none of a teacher elsewhere."""
+    if player not in work.sizes:
+        return 0.0
     return tokens * token * (1.0 if 4 * tokens * work.sizes[player].width > _PAGES else loose)
 
 
