@@ -35,8 +35,9 @@ def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
         header["tags"].append("lora")
         header["library_name"] = "transformers" if lora.merge else "peft"
     how = ", ".join(str(item.model_dump(mode="json")) for item in recipe.objective)
+    size = f" ({teacher['parameters']:,} parameters)" if "parameters" in teacher else ""  # a closed one does not say
     made = {
-        "student": f"distilled from **{teacher['name']}** ({teacher['parameters']:,} parameters) with {how}",
+        "student": f"distilled from **{teacher['name']}**{size} with {how}",
         "control": "trained without the teacher, as the control of a distillation: plain cross-entropy on the same "
         "batches",
     }[role]
