@@ -23,7 +23,7 @@ def continuations(model: CausalLM, data: Heldout) -> dict[str, str]:
 
 def write_samples(shop: Workshop, results: dict[str, ModelResult]) -> None:
     """Prompts with every model's answer, those first on which student and control disagree."""
-    examples = {e.id: e for e in shop.examples("heldout")}
+    examples, renderer = {e.id: e for e in shop.examples("heldout")}, shop.renderer()
 
     def agreement(name: str) -> tuple[bool, bool]:
         verdicts = {role: result.correct.get(name) for role, result in results.items()}
@@ -36,7 +36,7 @@ def write_samples(shop: Workshop, results: dict[str, ModelResult]) -> None:
             row: dict[str, Any] = {
                 "id": name,
                 "prompt": example.prompt or (example.messages or [{}])[0].get("content") or _beginning(shop, example),
-                "reference": (example.rationale or "") + (example.completion or example.text or ""),
+                "reference": renderer.expected(example) or example.text or "",
                 "outputs": {role: result.outputs.get(name, "") for role, result in results.items()},
                 "correct": {role: result.correct[name] for role, result in results.items() if name in result.correct},
             }

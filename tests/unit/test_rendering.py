@@ -376,6 +376,20 @@ def test_answer_first_and_answer_only(tokenizer: Any) -> None:
     assert learned(tokenizer, one(tokenizer, WORKED, trace="answer_only")) == "#### 5<eos>"
 
 
+@pytest.mark.parametrize(
+    ("trace", "text"),
+    [
+        ("rationale_first", "two and three. #### 5"),
+        ("answer_first", "#### 5\ntwo and three."),
+        ("answer_only", "#### 5"),
+    ],
+)
+def test_what_is_expected_of_a_model_reads_as_it_is_learned(tokenizer: Any, trace: Any, text: str) -> None:
+    assert Renderer(tokenizer, 200, trace=trace).expected(WORKED) == text
+    glued = Example(id="a", prompt="?", rationale="It was tried.", completion="yes")
+    assert "tried.yes" not in Renderer(tokenizer, 200, trace=trace).expected(glued)
+
+
 @pytest.mark.parametrize("using", ["tokenizer", "chat_tokenizer"])
 def test_two_tasks_are_two_examples_told_apart_by_their_prompts(using: str, request: Any) -> None:
     tokenizer = request.getfixturevalue(using)

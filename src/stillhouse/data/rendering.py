@@ -104,6 +104,10 @@ class Renderer:
         ids, roles, sizes = self._encode([(prompt, Role.PROMPT)], templated=self._templated(example))
         return self._begin(example, ids, roles, sizes)[0]
 
+    def expected(self, example: Example) -> str:
+        """What the data would have a model write there: answer and steps in the order in which they are learned."""
+        return "".join(text for text, _ in self._answer_spans(example))
+
     def identity(self) -> dict[str, Any]:
         """All that decides what it makes of an example: renderers of one identity render alike."""
         raw: Any = self.tokenizer
