@@ -166,6 +166,11 @@ def test_nobody_there(make: Make) -> None:
             "Example 'e0' is too long.*10 tok",
         ),
         (400, {"error": {"message": "no", "code": "context_length_exceeded"}}, "Example 'e0' is too long"),
+        (
+            400,
+            {"error": {"message": "max_tokens=9 cannot be greater than max_model_len=8.", "code": 400}},
+            "Example 'e0' is too long.*10 tok",
+        ),
         (422, {"detail": "bad temperature"}, "refuses example 'e0' .HTTP 422: bad temperature"),
         (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, "account is empty .HTTP 429: pay"),
         (402, {}, "account is empty"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from building import MakeStudent
-from small_server import chat_reply, small_server
+from small_server import chat_reply, echo_last, small_server
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse import registry
@@ -307,8 +307,9 @@ def test_a_recipe_s_settings_become_the_teacher() -> None:
 
 
 def test_a_model_that_is_not_there(honest: Server, make: Make) -> None:
-    with pytest.raises(TeacherError, match=r"has no model 'teach'. Did you mean 'teacher'"):
+    with pytest.raises(TeacherError, match=r"does not list 'teach'.*not found .*Did you mean 'teacher'") as caught:
         make(honest, model="teach").open()
+    assert str(caught.value).count("Did you mean") == 1
 
 
 def test_a_server_that_is_not_there_is_needed_only_for_what_is_not_stored(lm: CausalLM, make: Make) -> None:
@@ -327,6 +328,25 @@ def test_a_server_without_a_list_of_models(make: Make) -> None:
         with make(server, model="small").open() as session:
             assert "lists no models" in session.found["model"]
             assert session.answer(EXAMPLES[:1], GREEDY)[0].text == "You said Ann has 0 apples"
+
+
+def test_a_model_that_is_not_listed_is_given_a_trial(make: Make) -> None:
+    def pinned(path: str, body: dict[str, Any]) -> Any:
+        if body["model"] == "small":
+            return echo_last(path, body)
+        return 400, {}, {"detail": f"Server is pinned to 'small'; requested '{body['model']}'."}
+
+    with small_server(pinned) as server:
+        server.models = []
+        with make(server, model="small").open() as session:
+            assert session.found["model"] == "the server does not list it, and answers for it (listed: none)"
+            assert session.client.tally.paid.calls == 1
+        server.models = ["large"]
+        with make(server, model="small").open() as session:
+            assert "answers for it (listed: large)" in session.found["model"]
+            assert session.client.tally.paid.calls == 0  # the trial is stored like every answer
+        with pytest.raises(TeacherError, match=r"does not list 'smell'.*pinned to 'small'.*Known: large"):
+            make(server, model="smell").open()
 
 
 # Money.

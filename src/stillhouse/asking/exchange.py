@@ -29,7 +29,11 @@ LONGEST_PAUSE = 600.0
 _CONNECT = 10.0  # seconds
 _AGAIN = frozenset({408, 409, 425, 429})
 _NEVER = frozenset({501, 505})
-_TOO_LONG = re.compile(r"context[ _]length|context window|maximum context|too many tokens|prompt is too long", re.I)
+_TOO_LONG = re.compile(
+    r"context[ _]length|context window|maximum context|max_model_len|maximum model length|too many tokens"
+    r"|prompt is too long",
+    re.I,
+)
 
 
 class UnreachableError(TeacherError):

@@ -33,12 +33,16 @@ class Found(NamedTuple):
     apart: float
 
 
-def find_model(client: Client) -> str:
+def find_model(client: Client, trial: Request) -> str:
     """See that the server has the model; what was seen, in words.
+
+    One that is not listed is given a trial before it is said to be missing: `transformers serve` lists what lies in its
+    cache, and not the folder that it serves.
 
     Raises:
         UnreachableError: nobody answers, and nothing is stored that could be read without a server.
         TeacherError: it has no such model, or refuses the key.
+        BudgetError: the trial does not fit.
     """
     try:
         known = client.models()
@@ -48,12 +52,18 @@ def find_model(client: Client) -> str:
         return f"not reached, what is stored is read: {error}"
     if known is None:
         return "the server lists no models; the first request will tell"
-    if client.server.model not in known:
+    model = client.server.model
+    if model in known:
+        return "the server lists it"
+    try:
+        client.ask_one(trial)
+    except TeacherError as error:
+        hint = did_you_mean(model, known)
+        told = str(error) if hint in str(error) else f"{error} {hint}"
         raise TeacherError(
-            f"The server at {client.server.url} has no model {client.server.model!r}. "
-            f"{did_you_mean(client.server.model, known)}"
-        )
-    return "the server lists it"
+            f"The server at {client.server.url} does not list {model!r}, and does not answer for it. {told}"
+        ) from error
+    return f"the server does not list it, and answers for it (listed: {', '.join(sorted(known)) or 'none'})"
 
 
 def find_style(client: Client, tokenizer: PreTrainedTokenizerBase, k: int) -> Found:

@@ -225,8 +225,9 @@ class ServerSession(TeacherSession):
         self.settings, self.client = settings, client
         self._tokenizer = settings.load_tokenizer()
         self.provides = settings.provides
-        self.found: dict[str, Any] = {"model": find_model(client)}
         self._style = self._kept = None
+        trial = self._request(Example(id="trial", prompt="Hello"), Sampling(max_new_tokens=1))
+        self.found: dict[str, Any] = {"model": find_model(client, trial)}
         if settings.logprobs is not None:
             self._kept = Kept(client, settings.logprobs)
             self._style, apart = find_style(client, self.tokenizer, settings.logprobs)
