@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 
-from stillhouse.data.sources import describe, iter_source, read_source, with_meta
+from stillhouse.data.sources import describe, iter_source, read_source
 from stillhouse.errors import DataError
 from stillhouse.recipe import ArithmeticSource, Source
 from stillhouse.records import Example
@@ -443,11 +443,6 @@ def test_a_source_in_a_few_words(tmp_path: Path) -> None:
     assert describe(Source(dataset="openai/gsm8k")) == "openai/gsm8k"
     said = describe(Source(arithmetic=ArithmeticSource(count=7, seed=3, steps=(1, 2))))
     assert said == "7 arithmetic problems (train, 1 to 2 steps, seed 3)"
-
-
-def test_meta_is_added_and_not_lost() -> None:
-    example = with_meta(Example(id="a", text="t", meta={"x": 1}), y=2)
-    assert example.meta == {"x": 1, "y": 2}
 
 
 def test_worked_steps_are_told_apart_from_the_answer(tmp_path: Path) -> None:

@@ -315,8 +315,3 @@ def describe(source: Source) -> str:
     if source.synthesizer is not None:
         return f"written by {source.synthesizer.name}"
     return str(source.path or source.dataset)
-
-
-def with_meta(example: Example, **added: Any) -> Example:
-    """The example with more said about how it came to be."""
-    return dataclasses.replace(example, meta={**example.meta, **added})

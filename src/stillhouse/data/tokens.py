@@ -41,8 +41,6 @@ _FILES: dict[str, np.dtype[Any]] = {
 _TRAINED = 0x80
 
 BYTES_PER_TOKEN = _FILES["tokens"].itemsize + _FILES["marks"].itemsize
-BYTES_PER_EXAMPLE = _INDEX.itemsize + _FILES["tokens"].itemsize
-"""Besides its tokens and its id."""
 
 
 class TokenFile(Sequence[Rendered]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -19,6 +19,7 @@ from stillhouse.teachers.base import Answer
 
 _GRADE = re.compile(r"\d+(?:\.\d+)?")
 _GRADE_TOKENS = 8
+_BLOCK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,45 +78,71 @@ class BestOfN(Synthesizer):
             raise DataError(f"best_of_n answers prompts; example {wrong.id!r} is {wrong.form}. Map a prompt column.")
         asked = (dataclasses.replace(e, id=f"{e.id}~{n}") for e in examples for n in range(self.samples))
         answers = self.ask(asked, bench, Sampling.of(self))
-        for example in examples:
-            group = list(islice(answers, self.samples))
-            usable = [answer for _, answer in group if answer.text.strip()]
-            candidates = [answer for answer in usable if answer.finished] or usable
-            if not candidates:
-                bench.notes["prompts without an answer left out"] += 1
-                continue
-            scores = self._scores(example, candidates, bench)
-            place = max(range(len(candidates)), key=lambda i: scores[i])
-            made = self.made(bench, score=round(scores[place], 4), candidates=len(candidates))
-            meta = {**example.meta, **made} | ({} if candidates[place].finished else {"unfinished": True})
-            yield dataclasses.replace(example, completion=candidates[place].text, rationale=None, meta=meta)
+        waiting = iter(examples)
+        while block := list(islice(waiting, _BLOCK)):  # so that a judge is asked about many at once
+            candidates = {e.id: _candidates([answer for _, answer in islice(answers, self.samples)]) for e in block}
+            scores = self._scores(block, candidates, bench)
+            for example in block:
+                if candidates[example.id]:
+                    yield self._best(example, candidates[example.id], scores[example.id], bench)
+                else:
+                    bench.notes["prompts without an answer left out"] += 1
 
-    def _scores(self, example: Example, candidates: Sequence[Answer], bench: Workbench) -> list[float]:
-        texts = [answer.text for answer in candidates]
-        if self.by == "agreement":
-            finals = [number(text) for text in texts]
-            votes = [0 if value is None else finals.count(value) for value in finals]
-            longest = 1 + max(map(len, texts))
-            return [count - len(text) / longest for count, text in zip(votes, texts, strict=True)]
-        if self.by == "medoid":
-            words = [Counter(normalized(text).split()) for text in texts]
-            return [sum(_f1(a, b) for b in words) - 1 for a in words]
-        return self._grades(example, texts, bench)
+    def _best(
+        self, example: Example, candidates: Sequence[Answer], scores: Sequence[float], bench: Workbench
+    ) -> Example:
+        place = max(range(len(candidates)), key=lambda i: scores[i])
+        made = self.made(bench, score=round(scores[place], 4), candidates=len(candidates))
+        meta = {**example.meta, **made} | ({} if candidates[place].finished else {"unfinished": True})
+        return dataclasses.replace(example, completion=candidates[place].text, rationale=None, meta=meta)
 
-    def _grades(self, example: Example, texts: Sequence[str], bench: Workbench) -> list[float]:
+    def _scores(
+        self, block: Sequence[Example], candidates: Mapping[str, Sequence[Answer]], bench: Workbench
+    ) -> Mapping[str, list[float]]:
+        """Of each example, by its id, what every candidate is worth."""
+        texts = {name: [answer.text for answer in some] for name, some in candidates.items()}
+        if self.by == "judge":
+            return self._grades(block, texts, bench)
+        rate = _agreement if self.by == "agreement" else _likeness
+        return {name: rate(some) if some else [] for name, some in texts.items()}
+
+    def _grades(
+        self, block: Sequence[Example], texts: Mapping[str, Sequence[str]], bench: Workbench
+    ) -> Mapping[str, list[float]]:
         """What the judge says of each; 0 for what it gives no grade."""
         asked = [
             Example(
                 id=f"{example.id}~grade{n}",
                 prompt=self.grading.replace("{prompt}", example.prompt or "").replace("{answer}", text),
             )
-            for n, text in enumerate(texts)
+            for example in block
+            for n, text in enumerate(texts[example.id])
         ]
         sampling = Sampling(max_new_tokens=_GRADE_TOKENS, seed=self.seed, batch_size=self.batch_size)
-        grades = [_GRADE.search(answer.text) for answer in bench.teacher.answer(asked, sampling)]
-        if missing := sum(grade is None for grade in grades):
+        found = [_GRADE.search(answer.text) for answer in bench.teacher.answer(asked, sampling)]
+        if missing := sum(grade is None for grade in found):
             bench.notes["answers that the judge gave no grade"] += missing
-        return [float(grade[0]) if grade else 0.0 for grade in grades]
+        grades = iter([float(grade[0]) if grade else 0.0 for grade in found])
+        return {example.id: [next(grades) for _ in texts[example.id]] for example in block}
+
+
+def _candidates(answers: Sequence[Answer]) -> list[Answer]:
+    """What can be chosen: answers that say something, and of these the finished ones if there are any."""
+    usable = [answer for answer in answers if answer.text.strip()]
+    return [answer for answer in usable if answer.finished] or usable
+
+
+def _agreement(texts: Sequence[str]) -> list[float]:
+    """How many end in the same number, and less than one for being short."""
+    finals = [number(text) for text in texts]
+    votes = [0 if value is None else finals.count(value) for value in finals]
+    longest = 1 + max(map(len, texts))
+    return [count - len(text) / longest for count, text in zip(votes, texts, strict=True)]
+
+
+def _likeness(texts: Sequence[str]) -> list[float]:
+    words = [Counter(normalized(text).split()) for text in texts]
+    return [sum(_f1(a, b) for b in words) - 1 for a in words]
 
 
 def _f1(a: Counter[str], b: Counter[str]) -> float:
