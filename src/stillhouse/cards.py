@@ -38,8 +38,8 @@ def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
     size = f" ({teacher['parameters']:,} parameters)" if "parameters" in teacher else ""  # a closed one does not say
     made = {
         "student": f"distilled from **{teacher['name']}**{size} with {how}",
-        "control": "trained without the teacher, as the control of a distillation: plain cross-entropy on the same "
-        "batches",
+        "control": "trained without the teacher, as the control of a distillation: plain cross-entropy for as "
+        "many updates",
     }[role]
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}

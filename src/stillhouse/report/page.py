@@ -34,6 +34,7 @@ def report_context(run: Run) -> dict[str, Any]:
     return {
         "name": str(run.recipe.get("name") or run.path.resolve().name),
         "subject": subject(run.recipe),
+        "own_text": _learned_from_own_text(run),
         "seed": run.environment.get("seed", run.recipe.get("seed")),
         "headline": tell(evaluation),
         "headline_figure": charts.headline_figure(evaluation),
@@ -73,6 +74,13 @@ def render_markdown(context: Mapping[str, Any]) -> str:
     """The same story for a pull request."""
     filters = {"model_name": model_name, "capital": capital, "detail": detail, "fenced": fenced}
     return fill("template.md", context, filters)
+
+
+def _learned_from_own_text(run: Run) -> bool:
+    """Whether the control had other text than the student: where the teacher wrote it and nothing else was learned."""
+    objectives = run.recipe.get("objective") or []
+    names = [next(iter(item)) if isinstance(item, dict) else item for item in objectives]
+    return (run.path / "data" / "control.jsonl").exists() and set(names) == {"cross_entropy"}
 
 
 def capital(text: str) -> str:
