@@ -16,7 +16,7 @@ from stillhouse.records import fingerprint_file
 from stillhouse.report.charts import Figure
 from stillhouse.report.findings import Findings, Table
 from stillhouse.report.lines import Line, lines
-from stillhouse.report.numbers import percent
+from stillhouse.report.numbers import ABSENT, percent
 from stillhouse.runs import RunFolder
 from stillhouse.studies._choosing import choose, tabulate
 from stillhouse.studies._contradicting import BEST, CurveSection, contradict, summarize_curves
@@ -24,7 +24,6 @@ from stillhouse.studies.base import Study
 from stillhouse.traces._source import TraceSource, read_traces
 from stillhouse.workshop import Progress
 
-_ABSENT = "–"
 _EXPLAINED = {
     "independent": "each errs alone",
     "correlated": "half of the errors are shared by all that err",
@@ -162,13 +161,13 @@ def _chosen(choosing: Mapping[str, Any]) -> Table:
     for row in choosing["rules"]:
         against = row["against_best_single"]
         verdict = "resolved" if against["resolved"] else "unresolved"
-        sure = _ABSENT if row["auroc"] is None else f"{row['auroc']:.3f}"
+        sure = ABSENT if row["auroc"] is None else f"{row['auroc']:.3f}"
         cells = [_share(row["accuracy"]), _points(against["difference"]), _interval(against), verdict, sure]
         rows.append([row["rule"], row["evidence"], *cells])
     gold = choosing["fitted_with_gold"]
     against = gold["against_best_single"]
     verdict = "resolved" if against["resolved"] else "unresolved"
-    cells = [_share(gold["accuracy"]), _points(against["difference"]), _interval(against), verdict, _ABSENT]
+    cells = [_share(gold["accuracy"]), _points(against["difference"]), _interval(against), verdict, ABSENT]
     rows.append(["fitted to right answers", "all answers", *cells])
     withheld = choosing["withheld"]
     smallest = max(row["against_best_single"]["mde"] or 0.0 for row in choosing["rules"])
@@ -206,9 +205,9 @@ def _stood(curves: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for curve in curves:
         against = [curve.get(key) for key in ("better_up_to", "breakdown")]
-        said = [_ABSENT if rate is None else f"{rate:g}" for rate in against]
+        said = [ABSENT if rate is None else f"{rate:g}" for rate in against]
         detected = curve.get("auroc")
-        told = _ABSENT if detected is None else f"{detected:.3f}"
+        told = ABSENT if detected is None else f"{detected:.3f}"
         mean = _share({"value": curve["mean"]})
         rows.append([curve["rule"], curve["mode"], str(curve["teachers"]), mean, *said, told])
     return Table(
