@@ -240,8 +240,8 @@ class _Run:
         """The reply, asked for until it comes; None where it was stopped before."""
         reasons: Counter[str] = Counter()
         tries = alone = 0
+        answered = self._pace.answered  # when it was last refused, or first in hand
         while True:
-            answered = self._pace.answered
             async with self._pace.turn(first=bool(reasons)) as era:
                 if self._stopped:
                     return None
@@ -259,6 +259,7 @@ class _Run:
             reasons[outcome.reason] += 1
             self.client.tally.retried[outcome.reason] += 1
             alone = alone + 1 if self._pace.answered == answered else 0  # a server that answers others is not down
+            answered = self._pace.answered
             tries += not (outcome.limited and not alone)
             if tries > self.client.manner.retries:
                 raise TeacherError(self._gave_up(job.request, reasons))
