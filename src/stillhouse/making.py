@@ -98,3 +98,4 @@ def _bill(shop: Workshop, record: StageRecord) -> None:
             "teacher_tokens_written": shop.teacher.tokens_written,
             **shop.teacher.bill(),
         }
+        record.tell(shop.teacher.told())

@@ -54,6 +54,11 @@ class StageRecord:
         """Record an automatic choice with its reason."""
         self.choices.append({"name": name, "value": value, "reason": reason})
 
+    def tell(self, told: Mapping[str, str]) -> None:
+        """Record what a teacher has to say about its being asked."""
+        for name, value in told.items():
+            self.choose(f"teacher, {name}", value, "seen while asking")
+
 
 class Runnable(Protocol):
     """What a run folder is made by: a recipe, a study, or a sweep."""

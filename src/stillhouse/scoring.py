@@ -64,6 +64,7 @@ def write_signals(shop: Workshop) -> bool:
         with ExitStack() as held:
             fidelity = _ask(shop, _Asked(rendered, teacher, header, _open(folder, header, teacher, record, held)))
         record.cost = _cost(teacher, before, paid)
+        record.tell(teacher.told())
         record.out = {"k": header.k, "temperature": header.temperature, **fidelity}
         if fidelity["kl_nats_per_token"] is None:
             record.choose("KL(teacher, stored)", "not measurable", "the teacher shows its likeliest tokens alone")

@@ -172,9 +172,14 @@ def check_text(result: Mapping[str, Any]) -> str:
             ]
         )
         rows += [["", f"{count} {notice}"] for notice, count in data.get("notices", {}).items()]
-    if asking := estimate.get("asking"):
+    for asking in estimate.get("asking", ()):
         price = f", {asking['cost']:.4g} {asking['currency']}" if "cost" in asking else ""
-        rows.append(["asks", f"at most {asking['calls']:,} requests{price}; what is stored is not asked again"])
+        rows.append(
+            [
+                "asks",
+                f"{asking['teacher']} at most {asking['calls']:,} requests{price}; what is stored is not asked again",
+            ]
+        )
         before = asking["spent_before"]
         if before["calls"]:
             rows.append(["", f"{before['calls']:,} requests were paid before, which count in the budget"])

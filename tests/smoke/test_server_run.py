@@ -61,6 +61,9 @@ def test_a_budget_is_raised_and_the_same_command_goes_on(recipe_file: Path, tmp_
     stages.run(load_recipe(str(recipe_file)), out)
     cost = json.loads((out / "manifest.json").read_text())["cost"]
     assert (cost["teacher_calls"], cost["teacher_answers_stored"]) == (5, 7)
+    told = {c["name"]: c["value"] for c in json.loads((out / "stages" / "data.json").read_text())["choices"]}
+    assert told["teacher, paid"].startswith("5 calls, ")
+    assert "HTTP 500" in told["teacher, asked again"] or "HTTP 429" in told["teacher, asked again"]
     rows = [json.loads(line) for line in (out / "data" / "train.jsonl").read_text().splitlines()]
     assert all(row["rationale"] and row["meta"]["made_by"]["teacher"] == NAME for row in rows)
     evaluated = json.loads((out / "evaluation.json").read_text())["models"]
@@ -74,9 +77,12 @@ def test_a_budget_is_raised_and_the_same_command_goes_on(recipe_file: Path, tmp_
 
 def test_check_says_what_it_will_cost_and_refuses_what_it_cannot_pay(recipe_file: Path, server: Server) -> None:
     asked = len(server.seen)
-    asking = check(load_recipe(str(recipe_file)))["estimate"]["asking"]
+    (asking,) = check(load_recipe(str(recipe_file)))["estimate"]["asking"]
     assert (asking["calls"], asking["tokens_written"]) == (12, 12 * 64)
     assert 0.007 < asking["cost"] < 0.02
+    white = ["teacher.server.logprobs=5", f"teacher.server.tokenizer={NAME}", "objective=[forward_kl]"]
+    (scored,) = check(load_recipe(str(recipe_file), white))["estimate"]["asking"]
+    assert scored["calls"] == 24  # once for its text, once for what it says about it
     with pytest.raises(BudgetError, match=r"too small for this recipe.*Nothing was asked yet"):
         check(load_recipe(str(recipe_file), ["teacher.server.budget.calls=11"]))
     assert len(server.seen) == asked

@@ -355,20 +355,22 @@ def test_a_model_that_is_not_listed_is_given_a_trial(make: Make) -> None:
 def test_estimates_and_what_is_too_dear(honest: Server, make: Make) -> None:
     prices = Budget(cost=1.0, read_price=1.0, written_price=10.0)
     teacher = make(honest, budget=prices)
-    assert teacher.estimate(10, 1000, 5000) == {
+    (bill,) = teacher.afford(10, 1000, 5000)
+    assert bill.pop("spent_before")["calls"] == 0
+    assert bill == {
+        "teacher": teacher.model,
         "calls": 10,
         "tokens_read": 1000,
         "tokens_written": 5000,
         "cost": pytest.approx(0.051),
         "currency": "USD",
     }
-    assert teacher.require_affordable(10, 1000, 5000)["spent_before"]["calls"] == 0
     with pytest.raises(BudgetError, match=r"too small for this recipe.*cost in USD: 1 of 1 are left, 1.001 more"):
-        teacher.require_affordable(10, 1000, 100_000)
+        teacher.afford(10, 1000, 100_000)
     assert not Path(teacher.store).exists()  # looking costs nothing and leaves nothing
     with teacher.open() as session:
         session.answer(EXAMPLES, GREEDY)
-    assert teacher.require_affordable(10, 1000, 5000)["spent_before"]["calls"] == 5
+    assert teacher.afford(10, 1000, 5000)[0]["spent_before"]["calls"] == 5
 
 
 def test_a_budget_is_of_a_model_at_a_url_over_all_runs(honest: Server, make: Make) -> None:

@@ -63,7 +63,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
         sizes = {"student": measure_size(plan.student_config, chosen.lora, **_trust(chosen))}
         if plan.teacher_config is not None:
             sizes["teacher"] = measure_size(plan.teacher_config, **_trust(plan.teacher))
-        asking = _afford(plan, askings)
+        asking = _afford(plan, askings, splits["train"])
         work = _rehearse(shop, sizes, splits, writings, resident)
     student, teacher = sizes["student"], sizes.get("teacher")
     estimate = _estimate(work, shop.device)
@@ -93,17 +93,20 @@ def check(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _afford(plan: Plan, askings: Sequence[Asking]) -> dict[str, Any] | None:
-    """What a teacher that is paid is going to be asked, at most.
+def _afford(plan: Plan, askings: Sequence[Asking], train: Split) -> list[dict[str, Any]]:
+    """What teachers that are paid are going to be asked, at most: for their text, and once about every training example
+    where students learn from more than text.
 
     Raises:
-        BudgetError: its budget is smaller.
+        BudgetError: a budget is smaller.
     """
-    require = getattr(plan.teacher, "require_affordable", None)
-    if require is None or not askings:
-        return None
-    read = sum(round(asking.count * asking.prompt_tokens) for asking in askings)
-    return require(sum(asking.count for asking in askings), read, sum(asking.written for asking in askings))
+    scored = train.examples if plan.white_box else 0
+    calls = sum(asking.count for asking in askings) + scored
+    read = sum(round(asking.count * asking.prompt_tokens) for asking in askings) + (
+        round(train.tokens) if scored else 0
+    )
+    written = sum(asking.written for asking in askings) + scored  # a server that scores writes one token
+    return plan.teacher.afford(calls, read, written) if calls else []
 
 
 def _rehearse(

@@ -87,6 +87,10 @@ class TeacherSession(ABC):
         """What asking came to besides tokens, such as calls; counts, which add up over stages."""
         return {}
 
+    def told(self) -> dict[str, str]:
+        """What the report should say about the asking besides counts, each under a name."""
+        return {}
+
     def keep(self, folder: Path) -> None:
         """Write into a run's folder what its report should tell of the asking; most teachers have nothing to tell."""
         return
@@ -131,6 +135,14 @@ class Teacher(ABC):
     def shows(self) -> int | None:
         """How many of the likeliest tokens it says at every place; None where it says whole distributions, or none."""
         return None
+
+    def afford(self, calls: int, prompt_tokens: int, new_tokens: int) -> list[dict[str, Any]]:
+        """What so many answers will cost at most, a bill for every teacher that is paid; none where nothing is.
+
+        Raises:
+            BudgetError: more than a budget allows.
+        """
+        return []
 
     @abstractmethod
     def open(self, device: str = "cpu") -> TeacherSession:

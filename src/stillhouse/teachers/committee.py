@@ -141,6 +141,14 @@ class CommitteeTeacher(Teacher):
         found = [teacher.fingerprint() for teacher in self.teachers]
         return None if all(one is None for one in found) else fingerprint(found)
 
+    def afford(self, calls: int, prompt_tokens: int, new_tokens: int) -> list[dict[str, Any]]:
+        """Every member is asked everything; members that share a budget are each held against it alone.
+
+        Raises:
+            BudgetError: a member's is too small.
+        """
+        return [bill for member in self.teachers for bill in member.afford(calls, prompt_tokens, new_tokens)]
+
     def load_config(self) -> None:
         """A committee has no single architecture."""
         return
@@ -250,6 +258,11 @@ class CommitteeSession(TeacherSession):
         for member in self.members:
             total.update(member.bill())
         return dict(total)
+
+    def told(self) -> dict[str, str]:
+        """Of every member, by its name."""
+        named = zip(self.settings.member_names, self.members, strict=True)
+        return {f"{who}: {name}": value for who, member in named for name, value in member.told().items()}
 
     def keep(self, folder: Path) -> None:
         """Where its members disagreed, if they were asked anything in text."""

@@ -171,24 +171,19 @@ class ServerTeacher(Teacher):
         given = {name: getattr(self, name) for name in names if getattr(self, name)}
         return {"name": self.model, **given}
 
-    def estimate(self, calls: int, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
-        """What so many requests come to.
-
-        Args:
-            calls: requests.
-            prompt_tokens: of all of them.
-            new_tokens: of all answers.
-        """
-        return self._account(Amount(calls, prompt_tokens, new_tokens))
-
     def _account(self, amount: Amount) -> dict[str, Any]:
         told: dict[str, Any] = {"calls": amount.calls, "tokens_read": amount.read, "tokens_written": amount.written}
         if self.budget.priced:
             told |= {"cost": self.budget.cost_of(amount), "currency": self.budget.currency}
         return told
 
-    def require_affordable(self, calls: int, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+    def afford(self, calls: int, prompt_tokens: int, new_tokens: int) -> list[dict[str, Any]]:
         """The estimate, and what the store has paid so far.
+
+        Args:
+            calls: requests.
+            prompt_tokens: of all of them.
+            new_tokens: of all answers.
 
         What is stored may be part of what is asked for, so the budget is held against the estimate alone; that it is
         not exceeded is seen to when asking.
@@ -203,7 +198,7 @@ class ServerTeacher(Teacher):
                 f"{self.budget.describe(wanted)}. {lack}. Raise teacher.server.budget, or ask for less (fewer examples "
                 "or samples, shorter answers). Nothing was asked yet."
             )
-        return {**self._account(wanted), "spent_before": self._account(self._spent())}
+        return [{"teacher": self.model, **self._account(wanted), "spent_before": self._account(self._spent())}]
 
     def _spent(self) -> Amount:
         if not Path(self.store).exists():
@@ -354,6 +349,18 @@ class ServerSession(TeacherSession):
         if self._kept is not None:
             bill |= {"teacher_signals_kept": self._kept.found, "teacher_signals_asked": self._kept.missed}
         return bill
+
+    def told(self) -> dict[str, str]:
+        """What probing saw, what was paid in this process, why requests were sent again, and answers that are none."""
+        tally = self.client.tally
+        told = {name: str(value) for name, value in self.found.items()}
+        if tally.paid.calls:
+            told["paid"] = self.settings.budget.describe(tally.paid)
+        if tally.retried:
+            told["asked again"] = "; ".join(f"{count} x {reason}" for reason, count in tally.retried.most_common())
+        if short := {form: count for form, count in tally.forms.items() if form != "answer"}:
+            told["answers that fall short"] = ", ".join(f"{count} {form}" for form, count in sorted(short.items()))
+        return told
 
     def identity(self) -> dict[str, Any]:
         """Model, url, and the settings that change answers."""
