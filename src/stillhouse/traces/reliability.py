@@ -28,6 +28,9 @@ class Reliability(TraceSignal):
     gave count too. Then `p_s` becomes the mean posterior of what s said, with one success and one failure added. Traces
     without a source are of one and the same. A trace without a final number is not right.
 
+    It is not `consensus.DawidSkene`, which gives every teacher one vote and starts from a majority whose ties go to who
+    is named first: a source may write several traces, and trust in them must not hang on the order of a file.
+
     Attributes:
         answers: K, how many answers a question could have; wrong answers coincide with probability 1 / (K - 1).
         iterations: at most.
