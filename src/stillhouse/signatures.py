@@ -132,8 +132,7 @@ def _overconfident(measured: Measured) -> Signature | None:
             "overconfidence": excess.value,
         },
         (
-            "another temperature of the objective: the survey tries 1, 2, 4 and 8 (on the built-in task 1 was "
-            "calibrated best)",
+            "another temperature of the objective: the survey tries 1, 2, 4 and 8",
             "less weight on cross_entropy, whose targets are always certain, or forward_kl in place of reverse_kl",
             "a smaller gap in capacity: a larger student, or a teacher between the two",
         ),
@@ -167,7 +166,7 @@ def _fluent_but_wrong(measured: Measured, metrics: Mapping[str, Metric]) -> list
             "each by the whole 95 % interval",
             {**fluent, "recovery": kept.value, "recovery.low": kept.low, "recovery.high": kept.high},
             (
-                "rationales: train on worked steps and not on answers alone (data.train.rationale, data.train_on)",
+                "rationales: train on worked steps and not on answers alone (data.trace; data.steps: rationales)",
                 "cross_entropy on right answers mixed into the divergence",
                 "longer training: what the steps say is learned after how they sound (train.steps)",
             ),
