@@ -32,6 +32,9 @@ FAMILIES: Mapping[str, str] = {
     "trace_signal": "stillhouse.traces",
     "study": "stillhouse.studies",
     "consensus_rule": "stillhouse.consensus",
+    "feature": "stillhouse.features",
+    "selector": "stillhouse.selection",
+    "condenser": "stillhouse.condensation",
 }
 """Family name, in the singular as messages say it, to the package that holds its components."""
 

@@ -42,8 +42,9 @@ LAYERS: list[set[str]] = [
         "world",
     },
     {"adapters", "locating"},
-    {"asking", "consensus", "data", "signals", "models"},
+    {"asking", "classifiers", "consensus", "data", "signals", "models"},
     {"teachers", "objectives", "student", "pruning"},
+    {"features"},
     {"synthesis", "selection", "condensation"},
     {"training", "evaluation", "report", "tracking", "traces"},
     {
@@ -70,12 +71,13 @@ LAYERS: list[set[str]] = [
     {"cli", "__main__", "tethered"},
 ]
 """From the ground up. The registry imports components by name at run time, so it stands on the ground as well."""
-PEERS = [0, 1, 6, 7]
+PEERS = [0, 1, 7, 8]
 """Layers of single modules, which may import one another; elsewhere the rooms of a layer are strangers."""
 FAMILIES = {
     "consensus",
     "teachers",
     "objectives",
+    "features",
     "synthesis",
     "selection",
     "condensation",

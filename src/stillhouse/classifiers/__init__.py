@@ -1,0 +1,1 @@
+"""Small classifiers on vectors: the students of studies that need hundreds of trainings."""

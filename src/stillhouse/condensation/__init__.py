@@ -1,0 +1,1 @@
+"""Compressing many examples into few that train a student as well."""

@@ -1,0 +1,84 @@
+"""What a condenser is: many rows become few vectors with learned labels, for a learner that is fed vectors.
+
+Shapes: N real rows, R condensed rows, T places of a row, D width of a vector, C classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Real:
+    """The data that is condensed.
+
+    Attributes:
+        inputs_NTD: vectors; one a row (T = 1) or one a token.
+        mask_NT: which places hold a token.
+        labels_NC: the distribution that each row is to be given; one-hot where labels are hard.
+        classes_N: the class of each row by which budgets are shared.
+    """
+
+    inputs_NTD: Tensor
+    mask_NT: Tensor
+    labels_NC: Tensor
+    classes_N: Tensor
+
+
+@dataclass(frozen=True)
+class Condensed:
+    """What came out; a data set of its own.
+
+    Attributes:
+        inputs_RTD: vectors.
+        mask_RT: which places count.
+        labels_RC: the distribution of each row.
+        classes_R: the class that each row began as.
+        rows_R: the real row that each began as; -1 where it began as none.
+        lr: the learned step size, where one was learned.
+        history: the outer loss and what else was watched, a mapping for each time it was looked at.
+        notes: what a user should know: that the loop diverged and the best so far was kept.
+    """
+
+    inputs_RTD: Tensor
+    mask_RT: Tensor
+    labels_RC: Tensor
+    classes_R: Tensor
+    rows_R: Tensor
+    lr: float | None = None
+    history: Sequence[Mapping[str, float]] = ()
+    notes: Sequence[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condenser(ABC):
+    """Settings of one way to condense.
+
+    Attributes:
+        per_class: rows of each class.
+        learn_labels: whether the labels are learned with the vectors.
+        seed: of all that is drawn.
+    """
+
+    per_class: int
+    learn_labels: bool = True
+    seed: int = 0
+
+    family: ClassVar[str] = "condenser"
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1:
+            raise ValueError(f"per_class is {self.per_class}; it must be at least 1 row")
+
+    @abstractmethod
+    def condense(self, real: Real, learner: Callable[[int], nn.Module]) -> Condensed:
+        """Condense for learners as `learner(seed)` makes them: modules of `(inputs_RTD, mask_RT) -> logits_RC`.
+
+        Raises:
+            DataError: no rows, or a class smaller than its budget.
+        """

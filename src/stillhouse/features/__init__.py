@@ -1,0 +1,1 @@
+"""Examples as vectors, computed once and shared: what selectors look at."""

@@ -1,0 +1,1 @@
+"""Choosing examples out of those there are."""
