@@ -9,7 +9,7 @@ from pathlib import Path
 from stillhouse import world
 from stillhouse.data.sources import iter_source
 from stillhouse.errors import DataError
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example, fingerprint_path
 from stillhouse.registry import name_of
 from stillhouse.runs import StageRecord

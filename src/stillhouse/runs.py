@@ -24,7 +24,8 @@ import yaml
 
 from stillhouse import world
 from stillhouse.errors import RunError
-from stillhouse.recipe import Component, Recipe
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_parts import Component
 from stillhouse.records import bytes_under, fingerprint, whole
 
 FORMAT = 1

@@ -24,7 +24,8 @@ from stillhouse.models import CausalLM
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.pruning.cut import choose, cut
 from stillhouse.pruning.importance import measure
-from stillhouse.recipe import CutSection, Recipe, RoleName
+from stillhouse.recipe import CutSection, Recipe
+from stillhouse.recipe_data import RoleName
 from stillhouse.records import Example, fingerprint_file, read_examples, whole, write_examples
 from stillhouse.runs import RunFolder, StageRecord
 from stillhouse.student import Student

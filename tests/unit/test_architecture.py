@@ -30,6 +30,8 @@ LAYERS: list[set[str]] = [
         "generalising",
         "registry",
         "recipe",
+        "recipe_data",
+        "recipe_parts",
         "recipe_file",
         "records",
         "replicates",

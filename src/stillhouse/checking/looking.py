@@ -20,7 +20,7 @@ from stillhouse.data.sources import describe, iter_source
 from stillhouse.data.tokens import TokenFile, open_tokens, write_tokens
 from stillhouse.models import vocabulary_size
 from stillhouse.preflight import Plan
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example, bytes_under, read_examples, write_examples
 from stillhouse.synthesis.base import Request
 from stillhouse.workshop import render_settings

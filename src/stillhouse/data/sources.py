@@ -23,7 +23,7 @@ from stillhouse.answers import MARKER, split_trace
 from stillhouse.data import arithmetic
 from stillhouse.data.templates import fill
 from stillhouse.errors import DataError, did_you_mean
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example
 
 _ROWS = 1024

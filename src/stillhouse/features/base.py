@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillhouse.data.rendering import Renderer
 from stillhouse.errors import NeedsError
-from stillhouse.recipe import Component
+from stillhouse.recipe_parts import Component
 from stillhouse.records import Example
 from stillhouse.student import Student
 from stillhouse.teachers.base import TeacherSession
