@@ -162,7 +162,7 @@ class Recipe(Section):
     objective: Annotated[list[ObjectiveName], BeforeValidator(to_list), Field(min_length=1)]
     train: TrainSection = TrainSection()
     score: ScoreSection | None = Field(None, description="ask the teacher once and train from its record")
-    evaluate: list[EvaluatorName] = [Component(name="likelihood"), Component(name="fidelity")]
+    evaluate: list[EvaluatorName] = Field([Component(name="likelihood"), Component(name="fidelity")])
     track: Annotated[
         list[TrackerName], BeforeValidator(to_list), once_each("track", "both would write to the same place")
     ] = Field([], description="where else the curves are shown; metrics.jsonl and the report hold them anyway")

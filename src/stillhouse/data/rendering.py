@@ -64,8 +64,8 @@ class Renderer:
         tokenizer: a fast tokenizer.
         max_length: the longest sequence in tokens, the end token included.
         train_on: roles whose tokens count in the loss; running text is all answer.
-        trace: what of a worked solution is rendered, and in which order; see `stillhouse.recipe_data.Trace`. Two tasks make
-            two of each example, `id/answer` and `id/rationale`.
+        trace: what of a worked solution is rendered, and in which order; see `stillhouse.recipe_data.Trace`. Two tasks
+            make two of each example, `id/answer` and `id/rationale`.
         overflow: what to do with an example longer than `max_length`; running text is cut into windows instead.
         notices: what happened on the way that a user should know, counted; read it after rendering.
     """
