@@ -34,6 +34,7 @@ class Source(Section):
     arithmetic: ArithmeticSource | None = None
     synthesizer: SynthesizerName | None = None
     split: str | None = None
+    id: str | None = Field(None, description="column of the examples' ids; none takes `id` where there is one")
     messages: str | None = None
     prompt: str | None = None
     template: str | None = Field(

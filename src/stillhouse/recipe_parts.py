@@ -93,8 +93,8 @@ TrackerName = Annotated[Component, named("tracker")]
 TraceSignalName = Annotated[Component, named("trace_signal")]
 
 
-STEP_FAMILIES = ("synthesizer", "selector", "condenser")
-"""What a step of `data.steps` may be: examples are made, chosen, or compressed."""
+STEP_FAMILIES = ("synthesizer", "selector")
+"""What a step of `data.steps` may be: examples are made, or chosen."""
 
 
 def _is_step(component: Component) -> Component:

@@ -241,7 +241,8 @@ class RunFolder:
             for key, value in record.cost.items():
                 cost[key] = cost.get(key, 0) + value
         sizes = {
-            part: bytes_under(self.path / part) for part in ("data", "tokens", "signals", "student", "checkpoints")
+            part: bytes_under(self.path / part)
+            for part in ("data", "tokens", "features", "signals", "student", "checkpoints", "dataset")
         }
         self.write_json(
             "manifest.json",

@@ -17,12 +17,12 @@ from stillhouse.records import Example, ExampleFile, write_examples
 from stillhouse.training.loop import Compute, train
 from stillhouse.training.optim import Optim
 
-SUMS = [Example(id=f"e{i}", prompt=f"{i} + 1 =", completion=f" {i + 1}") for i in range(6)]
+SUMS = [Example(id=f"e{i}", prompt=f"{letter} +", completion=" = ok") for i, letter in enumerate("ghjkqv")]
 WEIGHED = [replace(e, meta={"weight": float(1 + i)}) for i, e in enumerate(SUMS)]
 
 
 def first_step(student: Any, rendered: Any, *, accumulate: int = 1, packing: bool = False) -> Any:
-    stream = Batches(rendered, tokens_per_batch=10_000 if accumulate == 1 else 60, packing=packing)
+    stream = Batches(rendered, tokens_per_batch=10_000 if accumulate == 1 else 12, packing=packing)
     count = stream.batches_per_epoch()
     assert (count > 1) == (accumulate > 1)
     return next(
