@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -399,6 +400,39 @@ def test_adam_after_a_warm_up_of_adapters(make_student: MakeStudent) -> None:
     first = [name for name in choose_parameters(student.lm, "all-linear") if "lora_A" in name]
     only = dataclasses.replace(fresh, layers=tuple(first), normalize=True)
     assert (only.compute(EXAMPLES, bench) == 0).all()  # as the docstring warns
+
+
+@pytest.mark.parametrize("layers", ["all-linear", "all"])
+def test_vectors_are_the_steps_that_adam_would_take(make_student: MakeStudent, layers: str) -> None:
+    """The whole way against PyTorch's own optimiser: trained, asked for one step an example, put back."""
+    settings: dict[str, Any] = {"layers": layers, "warmup": 2, "lr": 1e-3, "normalize": False, "width": 64}
+    vectors = Gradients(precondition="adam", **settings).compute(EXAMPLES, bench_of(make_student, double=True))
+    student = make_student(double=True)
+    batch = batch_of(student)
+    parameters = choose_parameters(student.lm, layers)
+    optimizer = torch.optim.Adam(parameters.values(), lr=1e-3)
+
+    def step(gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    for _ in range(2):
+        everywhere = torch.full((len(EXAMPLES),), 1 / batch.trained_count(), dtype=torch.float64)
+        loss = weighted_loss(student.lm, batch, None, [CrossEntropy()], everywhere)
+        step(torch.autograd.grad(loss, list(parameters.values())))
+    alone = one_by_one(student, batch, list(parameters), CrossEntropy(), None)
+    before = [p.detach().clone() for p in parameters.values()]
+    known = copy.deepcopy(optimizer.state_dict())
+    for vector, gradients in zip(vectors, alone, strict=True):
+        step(list(gradients.values()))
+        after = [p.detach().clone() for p in parameters.values()]
+        moved = torch.cat([(old - new).flatten() for old, new in zip(before, after, strict=True)]) / 1e-3
+        np.testing.assert_allclose(vector, Sketch(width=64).of(moved[None])[0].numpy(), rtol=1e-4, atol=1e-3)
+        optimizer.load_state_dict(copy.deepcopy(known))
+        with torch.no_grad():
+            for parameter, old in zip(parameters.values(), before, strict=True):
+                parameter.copy_(old)
 
 
 class Largest(TorchDispatchMode):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ class Gradient:
         """
         rows, columns = self.shape
         for start, stop in self._spans(max(1, _NUMBERS // (len(owners_B) * columns)), rows, whole):
-            formed = torch.stack([part.rows(start, stop) for part in self.parts]).sum(0).flatten(1)
+            formed = reduce(torch.add, (part.rows(start, stop) for part in self.parts)).flatten(1)
             if examples < len(owners_B):
                 formed = formed.new_zeros(examples, formed.shape[1]).index_add_(0, owners_B, formed)
             yield start * columns, formed
@@ -145,10 +146,10 @@ class Gradient:
         rows, columns = self.shape
         inner = sum(len(one.right_BTC[0]) * len(other.right_BTC[0]) for one in self.parts for other in self.parts)
         if examples == len(owners_B) and inner <= rows * columns:
-            found = torch.stack([_inner(one, other) for one in self.parts for other in self.parts]).sum(0)
+            found = reduce(torch.add, (_inner(one, other) for one in self.parts for other in self.parts))
             return found[owners_B.argsort()].clamp(min=0)
         blocks = (values_EN for _, values_EN in self.blocks(owners_B, examples, whole=False))
-        return torch.stack([values_EN.square().sum(1) for values_EN in blocks]).sum(0)
+        return reduce(torch.add, (values_EN.square().sum(1) for values_EN in blocks))
 
 
 @dataclass

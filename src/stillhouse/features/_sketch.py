@@ -19,6 +19,7 @@ Shapes: B vectors, N consecutive coordinates, W the sketch's width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,6 +61,11 @@ class Sketch:
         if self.sparsity < 1 or self.width % self.sparsity:
             raise ValueError(f"sparsity is {self.sparsity}; it must divide the width, which is {self.width}")
 
+    @cached_property
+    def _keys(self) -> list[int]:
+        """Two for each copy: of its signs, and of its turns."""
+        return hashed(self.seed, 0, 2 * self.sparsity).tolist()
+
     def of(self, vectors_BN: Tensor) -> Tensor:
         """The sketches of whole vectors, [B, W]."""
         sketches_BW = vectors_BN.new_zeros(len(vectors_BN), self.width)
@@ -75,7 +81,7 @@ class Sketch:
         for copy in range(self.sparsity):
             sums = sketches_BW[:, copy * part : (copy + 1) * part]
             scale = self.sparsity**-0.5
-            signing, turning = (int(hashed(self.seed, 2 * copy + which, 1)) for which in (0, 1))
+            signing, turning = self._keys[2 * copy : 2 * copy + 2]
             for start in range(offset, offset + values_BN.shape[1], _CHUNK):
                 stop = min(start + _CHUNK, offset + values_BN.shape[1])
                 signs = _signs(signing, start, stop, values_BN).mul_(scale)
