@@ -19,7 +19,7 @@ from stillhouse.recipe import Recipe, ScoreSection
 from stillhouse.recipe_parts import STEP_FAMILIES
 from stillhouse.registry import component as find_component
 from stillhouse.registry import family_of, name_of, names
-from stillhouse.selection.base import Selector
+from stillhouse.selection.base import Selector, VectorSelector
 from stillhouse.signals.vocabulary import require_same_vocabulary
 from stillhouse.student import student_config
 from stillhouse.synthesis.base import Synthesizer
@@ -108,6 +108,7 @@ def make_plan(recipe: Recipe) -> Plan:
     _require_present(teacher, evaluators)
     _require_live(teacher, writers)
     _refuse_twins(evaluators)
+    _require_a_student(recipe, steps)
     teacher_tokenizer = teacher.load_tokenizer()
     width = vocabulary_size(teacher_tokenizer) if teacher_tokenizer is not None else None
     temperature = _match_record(recipe, teacher, objectives, width)
@@ -218,6 +219,19 @@ def _require_shown(score: ScoreSection, teacher: Teacher) -> None:
             f"score.temperature is {score.temperature:g}, what {name_of(teacher)} says is at {teacher.recorded_at:g}, "
             "and a truncated distribution cannot be re-tempered. Leave score.temperature out."
         )
+
+
+def _require_a_student(recipe: Recipe, steps: Iterable[DataStep]) -> None:
+    """A student that is cut out of its teacher is measured on the training data, which a selector is about to choose."""
+    if recipe.student.from_teacher is None:
+        return
+    for step in steps:
+        if isinstance(step, VectorSelector) and not step.features.of_text:
+            raise NeedsError(
+                f"{name_of(step)} looks at {name_of(step.features)}, which is computed with the student, and a student "
+                "that is cut out of its teacher (student.from_teacher) is made after the data. Cut it in a run of its "
+                "own and name its folder as student.model, or choose by features of text, such as tfidf."
+            )
 
 
 def _refuse_twins(evaluators: Iterable[Evaluator]) -> None:

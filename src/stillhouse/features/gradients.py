@@ -27,7 +27,8 @@ from stillhouse.features.base import FeatureBench, Features, Matrix, require_stu
 from stillhouse.models import CausalLM
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
-from stillhouse.recipe import Component, LoRA
+from stillhouse.recipe import LoRA
+from stillhouse.recipe_parts import Component
 from stillhouse.records import Example
 from stillhouse.registry import name_of
 from stillhouse.signals.kinds import Signal
