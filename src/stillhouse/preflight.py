@@ -222,7 +222,7 @@ def _require_shown(score: ScoreSection, teacher: Teacher) -> None:
 
 
 def _require_a_student(recipe: Recipe, steps: Iterable[DataStep]) -> None:
-    """A student that is cut out of its teacher is measured on the training data, which a selector is about to choose."""
+    """A student that is cut out of its teacher comes after the training data, which a selector is about to choose."""
     if recipe.student.from_teacher is None:
         return
     for step in steps:
