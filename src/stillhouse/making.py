@@ -12,6 +12,7 @@ from stillhouse.errors import DataError
 from stillhouse.ledger import Tally
 from stillhouse.records import Example, fingerprint_path
 from stillhouse.runs import StageRecord
+from stillhouse.selection.base import Selector
 from stillhouse.stepping import Way
 from stillhouse.workshop import ANSWERS, Workshop
 
@@ -26,8 +27,8 @@ def make_data(shop: Workshop) -> bool:
     sources = data.sources()
     files = {s.path: fingerprint_path(Path(s.path)) for s in sources.values() if s.path and Path(s.path).exists()}
     inputs = {"data": data.model_dump(mode="json"), "models": shop.models_in_play, "files": files}
-    if shop.plan.has_baselines:
-        inputs["baselines"] = shop.recipe.seed  # of the random rows
+    if any(isinstance(step, Selector) for step in shop.plan.steps):
+        inputs |= {"seed": shop.recipe.seed, "baselines": shop.plan.has_baselines}
     with shop.folder.stage("data", inputs) as (record, done):
         if done:
             return True

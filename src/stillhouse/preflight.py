@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +16,7 @@ from stillhouse.models import load_config, load_tokenizer, vocabulary_size
 from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.pruning.architecture import shrunk_config
 from stillhouse.recipe import Recipe, ScoreSection
-from stillhouse.recipe_parts import STEP_FAMILIES
+from stillhouse.recipe_parts import STEP_FAMILIES, Component
 from stillhouse.registry import component as find_component
 from stillhouse.registry import family_of, name_of, names
 from stillhouse.selection.base import Selector, VectorSelector
@@ -101,7 +101,7 @@ def make_plan(recipe: Recipe) -> Plan:
     teacher: Teacher = recipe.teacher.build("teacher")
     objectives = tuple(item.build("objective") for item in recipe.objective)
     evaluators = tuple(item.build("evaluator") for item in recipe.evaluate)
-    steps = tuple(item.build(family_of(item.name, STEP_FAMILIES)) for item in recipe.data.steps)
+    steps = tuple(_step(item, recipe.seed) for item in recipe.data.steps)
     sources = recipe.data.sources().values()
     writers = [*steps, *(s.synthesizer.build("synthesizer") for s in sources if s.synthesizer is not None)]
     match_needs(teacher, [*objectives, *evaluators, *writers])
@@ -138,6 +138,15 @@ def make_plan(recipe: Recipe) -> Plan:
         temperature,
         trackers,
     )
+
+
+def _step(item: Component, seed: int) -> DataStep:
+    """A step of `data.steps`; a selector that draws does so by the run's seed where it is given none, so that the runs
+    of a sweep differ in their rows as well."""
+    family = family_of(item.name, STEP_FAMILIES)
+    drawn = family == "selector" and "seed" in {f.name for f in fields(find_component(family, item.name))}
+    settings = {"seed": seed, **item.settings} if drawn else item.settings
+    return Component(name=item.name, settings=settings).build(family)
 
 
 def match_needs(teacher: Teacher, components: Iterable[Objective | Evaluator | DataStep]) -> None:

@@ -138,7 +138,7 @@ class VectorSelector(Selector):
         features: what vectors, by name; the TF-IDF of the text where nothing is said.
         by: choose equally many rows of each value of `completion`, or of a column of `meta`; none looks at all rows
             together.
-        seed: of what is drawn.
+        seed: of what is drawn; in a recipe the run's own where none is given.
     """
 
     budget: int
