@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from stillhouse import world
 from stillhouse.errors import DataError
@@ -26,7 +27,7 @@ def make_data(shop: Workshop) -> bool:
     data = shop.recipe.data
     sources = data.sources()
     files = {s.path: fingerprint_path(Path(s.path)) for s in sources.values() if s.path and Path(s.path).exists()}
-    inputs = {"data": data.model_dump(mode="json"), "models": shop.models_in_play, "files": files}
+    inputs: dict[str, Any] = {"data": data.model_dump(mode="json"), "models": shop.models_in_play, "files": files}
     if any(isinstance(step, Selector) for step in shop.plan.steps):
         inputs |= {"seed": shop.recipe.seed, "baselines": shop.plan.has_baselines}
     with shop.folder.stage("data", inputs) as (record, done):
