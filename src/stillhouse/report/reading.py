@@ -18,16 +18,16 @@ MODELS = ("teacher", "student_before", "random_control", "random", "control", "s
 NAMES = {
     "teacher": "teacher",
     "student_before": "student before",
-    "random_control": "random control (plain training on random rows)",
-    "random": "random (distilled on random rows)",
+    "random_control": "random rows (plain)",
+    "random": "random rows (distilled)",
     "control": "control (plain training)",
     "student": "student (distilled)",
 }
 SHORT = {
     "teacher": "teacher",
     "student_before": "before",
-    "random_control": "random control",
-    "random": "random",
+    "random_control": "random, plain",
+    "random": "random rows",
     "control": "control",
     "student": "student",
 }
