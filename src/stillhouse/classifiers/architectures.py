@@ -76,24 +76,26 @@ class TextCNN(VectorClassifier):
 
     def __init__(self, width: int, classes: int, filters: int = 24, spans: tuple[int, ...] = (1, 2, 3)) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv1d(width, filters, span) for span in spans)
+        self.spans = spans
+        self.filters = nn.ModuleList(nn.Linear(width * span, filters) for span in spans)
         self.head = nn.Linear(filters * len(spans), classes)
 
     def features(self, inputs_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """Each filter's largest answer at a place that counts, [B, F]; what the filter sees beyond the row is zero."""
-        seen_BDT = (inputs_BTD * mask_BT[..., None].to(inputs_BTD.dtype)).transpose(1, 2)
+        seen_BTD = inputs_BTD * mask_BT[..., None].to(inputs_BTD.dtype)
         found = []
-        for convolution in self.convolutions:
-            assert isinstance(convolution, nn.Conv1d)
-            answers_BFT = functional.gelu(convolution(functional.pad(seen_BDT, (0, convolution.kernel_size[0] - 1))))
-            found.append(answers_BFT.masked_fill(~mask_BT.bool()[:, None], -1.0).amax(2))
+        for span, filters in zip(self.spans, self.filters, strict=True):
+            # A matrix product of neighbours side by side: its second derivative is far cheaper than a convolution's.
+            ahead = [functional.pad(seen_BTD[:, shift:], (0, 0, 0, shift)) for shift in range(span)]
+            answers_BTF = functional.gelu(filters(torch.cat(ahead, 2)))
+            found.append(answers_BTF.masked_fill(~mask_BT.bool()[..., None], -1.0).amax(1))
         return torch.cat(found, 1)
 
 
 class Encoder(VectorClassifier):
     """One pre-norm transformer layer (Vaswani 2017, arXiv 1706.03762) with sinusoidal places and a masked mean."""
 
-    def __init__(self, width: int, classes: int, inner: int = 48, heads: int = 4) -> None:
+    def __init__(self, width: int, classes: int, inner: int = 32, heads: int = 2) -> None:
         super().__init__()
         self.heads = heads
         self.enter = nn.Linear(width, inner)

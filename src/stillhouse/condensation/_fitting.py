@@ -14,6 +14,7 @@ from stillhouse.classifiers.architectures import Linear, VectorClassifier
 
 _BATCH = 256
 _DECAY = 0.01
+_RATE = 3e-3
 
 
 def fit(
@@ -40,7 +41,7 @@ def fit(
         seed: of the batches.
     """
     draw = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=_DECAY)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     weights_R = torch.ones(len(inputs_RTD), dtype=targets_RC.dtype) if weights_R is None else weights_R
     everything = torch.arange(len(inputs_RTD))
@@ -95,5 +96,3 @@ def train(
         fit(module, inputs_RTD, mask_RT, targets_RC, steps=steps, lr=_RATE, seed=seed)
     return module
 
-
-_RATE = 3e-3

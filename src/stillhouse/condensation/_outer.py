@@ -96,10 +96,10 @@ class Synthetic:
         return [leaf for leaf in (self.inputs_RTD, self.logits_RC, self.raw_lr) if leaf is not None]
 
     def optimizer(self, lr: float, lr_labels: float) -> torch.optim.Optimizer:
-        """Adam on all that is learned; the step size at a tenth of the labels' rate."""
+        """Adam on all that is learned; the step size at the labels' rate."""
         groups: list[dict[str, Any]] = [{"params": [self.inputs_RTD], "lr": lr}]
         groups += [{"params": [self.logits_RC], "lr": lr_labels}] if self.logits_RC is not None else []
-        groups += [{"params": [self.raw_lr], "lr": lr_labels / 10}] if self.raw_lr is not None else []
+        groups += [{"params": [self.raw_lr], "lr": lr_labels}] if self.raw_lr is not None else []
         return torch.optim.Adam(groups)
 
 
