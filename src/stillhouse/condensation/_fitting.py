@@ -95,4 +95,3 @@ def train(
     else:
         fit(module, inputs_RTD, mask_RT, targets_RC, steps=steps, lr=_RATE, seed=seed)
     return module
-

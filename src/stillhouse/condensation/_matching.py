@@ -82,9 +82,7 @@ def apart(ours: Weights, theirs: Weights, distance: Distance, *, vectors: bool) 
     return total
 
 
-def class_batches(
-    real: Real, rows: Sequence[NDArray[np.int64]], size: int, draw: np.random.Generator
-) -> list[Rows]:
+def class_batches(real: Real, rows: Sequence[NDArray[np.int64]], size: int, draw: np.random.Generator) -> list[Rows]:
     """Of each class some rows, drawn with replacement where it has more than `size`, else all."""
     found = []
     for of_class in rows:

@@ -6,7 +6,7 @@ Shapes: R condensed rows, T places, D width, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,4 +180,3 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, synthetic: Synthetic) -
     ):
         leaf.grad = gradient
     optimizer.step()
-

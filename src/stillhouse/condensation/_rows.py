@@ -31,8 +31,8 @@ def start_rows(real: Real, per_class: int, start: Start, seed: int) -> Tensor:
     for number, rows in enumerate(rows_of_classes(real)):
         if len(rows) < per_class:
             raise DataError(
-                f"Class {number} has {len(rows)} rows, and {per_class} a class were asked for. Lower per_class, or give "
-                "more rows of that class."
+                f"Class {number} has {len(rows)} rows, and {per_class} a class were asked for. Lower per_class, or "
+                "give more rows of that class."
             )
         rng = np.random.default_rng([seed, number])
         pick = _medoids(real, rows, per_class, rng) if start == "medoids" else rng.choice(rows, per_class, False)
@@ -58,4 +58,3 @@ def _medoids(real: Real, rows: NDArray[np.int64], count: int, rng: np.random.Gen
         distance[chosen, number] = np.inf
         chosen.append(int(distance[:, number].argmin()))
     return rows[chosen]
-

@@ -42,7 +42,7 @@ class DistributionMatching(Condenser):
     rounds: int = 20
     steps: int = 10
     lr: float = 0.05
-    batch: int = 256
+    batch: int = 128
     limit: float = 10.0
 
     def __post_init__(self) -> None:
@@ -89,8 +89,8 @@ def mean_distance(encoder: nn.Module, synthetic: list[Rows], batches: list[Rows]
     """
     if not isinstance(encoder, VectorClassifier):
         raise NeedsError(
-            f"distribution_matching needs the features of the learner, and {type(encoder).__name__} tells none. Make it "
-            "a VectorClassifier of stillhouse.classifiers, which keeps features and head apart, or use "
+            f"distribution_matching needs the features of the learner, and {type(encoder).__name__} tells none. Make "
+            "it a VectorClassifier of stillhouse.classifiers, which keeps features and head apart, or use "
             "gradient_matching."
         )
     found = []

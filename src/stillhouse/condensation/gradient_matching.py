@@ -59,12 +59,12 @@ class GradientMatching(Condenser):
     start: Start = "random"
     rounds: int = 20
     steps: int = 10
-    learner_steps: int = 5
+    learner_steps: int = 3
     learner_lr: float = 0.1
     unroll: int = 1
     lr: float = 0.05
     lr_labels: float = 0.05
-    batch: int = 128
+    batch: int = 64
     limit: float = 10.0
 
     def __post_init__(self) -> None:
@@ -112,6 +112,7 @@ class GradientMatching(Condenser):
         for ahead in range(self.unroll):
             found.append(matching_loss(module, weights, synthetic.by_class(), batches, compare))
             if ahead + 1 < self.unroll:
-                moved = gradients(module, weights, synthetic.rows, graph=True)
-                weights = {name: w - synthetic.lr * moved[name] for name, w in weights.items()}
+                moved, lr = gradients(module, weights, synthetic.rows, graph=True), synthetic.lr
+                assert lr is not None
+                weights = {name: w - lr * moved[name] for name, w in weights.items()}
         return torch.stack(found).mean()

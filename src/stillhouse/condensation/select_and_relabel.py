@@ -64,8 +64,9 @@ class SelectAndRelabel(Condenser):
         """
         start_rows(real, self.per_class, "random", self.seed)  # refuses what cannot be condensed
         draw = np.random.default_rng([self.seed, 1])
-        gradients_NKF = torch.cat([self._looks(real, learner(int(draw.integers(2**31))), draw) for _ in
-                                   range(self.learners)], 1)
+        gradients_NKF = torch.cat(
+            [self._looks(real, learner(int(draw.integers(2**31))), draw) for _ in range(self.learners)], 1
+        )
         chosen, history = [], []
         for number, rows in enumerate(rows_of_classes(real)):
             places = torch.as_tensor(rows)

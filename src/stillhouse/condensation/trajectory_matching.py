@@ -114,10 +114,11 @@ class TrajectoryMatching(Condenser):
 
     def loss(self, module: nn.Module, begin: Weights, goal: Weights, synthetic: Synthetic) -> Tensor:
         """How far a student ends from the expert's goal, as a share of the way that the expert went (equation 2)."""
-        weights = begin
+        weights, lr = begin, synthetic.lr
+        assert lr is not None
         for _ in range(self.student_steps):
             moved = gradients(module, weights, synthetic.rows, graph=True)
-            weights = {name: w - synthetic.lr * moved[name] for name, w in weights.items()}
+            weights = {name: w - lr * moved[name] for name, w in weights.items()}
         return _squared(weights, goal) / _squared(begin, goal).detach()
 
 
