@@ -25,7 +25,8 @@ from stillhouse.condensation._tokens import Vocabulary
 from stillhouse.condensation.base import Condensed, Condenser, Real
 from stillhouse.data.sources import read_source
 from stillhouse.errors import DataError
-from stillhouse.recipe import Component, Source
+from stillhouse.recipe_data import Source
+from stillhouse.recipe_parts import Component
 
 GOLD, TEACHER = "gold", "teacher"
 TEXT, VECTORS, NEAREST, FLUENT = "text", "vectors", "nearest text", "fluent text"

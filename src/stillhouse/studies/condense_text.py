@@ -17,7 +17,8 @@ from stillhouse.condensation._tokens import load_vocabulary
 from stillhouse.errors import did_you_mean
 from stillhouse.locating import fingerprint_model
 from stillhouse.models import CausalLM
-from stillhouse.recipe import Component, Section, Source
+from stillhouse.recipe_data import Source
+from stillhouse.recipe_parts import Component, Section
 from stillhouse.records import fingerprint_file
 from stillhouse.report.findings import Findings
 from stillhouse.runs import RunFolder
