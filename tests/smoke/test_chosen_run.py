@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.errors import DataError
 from stillhouse.records import read_examples
 
 STEPS: list[Any] = ["deduplicate", {"longest": {"budget": 6}}]
@@ -104,3 +105,42 @@ def test_check_counts_what_is_left_and_what_is_trained(folder: Path) -> None:
     facts = json.loads(run("check", folder / "chosen.yaml", "--json").stdout)
     assert facts["data"]["train"]["examples"] == 6
     assert {"train-random", "train-random_control"} <= set(facts["estimate"]["stages"])
+
+
+@pytest.fixture
+def files(tmp_path: Path, folder: Path) -> Path:
+    """A recipe over files: five questions of the evaluation set stand in the training data, one of them rewritten."""
+    problems = read_examples(folder / "run" / "data" / "heldout.jsonl")
+    held = [{"prompt": p.prompt, "completion": p.completion} for p in problems]
+    own = [{"prompt": f"What is {n} and {n + 1} together?", "completion": f" {2 * n + 1}"} for n in range(10)]
+    leaked = [*held[:4], {**held[4], "prompt": str(held[4]["prompt"]).upper()}]
+    for name, rows in (("train", [*own, *leaked]), ("heldout", held)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = yaml.safe_load((folder / "chosen.yaml").read_text())
+    recipe["data"] = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("train", "heldout")}
+    (tmp_path / "files.yaml").write_text(yaml.safe_dump(recipe | {"score": None}), encoding="utf-8")
+    return tmp_path
+
+
+def test_questions_of_the_evaluation_set_are_left_out_and_said(files: Path, chosen: Path) -> None:
+    run("train", files / "files.yaml", "--out", files / "run")
+    asked = [example.prompt for example in read_examples(files / "run" / "data" / "train.jsonl")]
+    assert len(asked) == 10
+    assert all("together" in (prompt or "") for prompt in asked)
+    told = json.loads((files / "run" / "stages" / "data.json").read_text())["choices"]
+    assert any(choice["value"].startswith("5 ") for choice in told)
+    run("train", files / "files.yaml", "data.decontaminate=false", "--out", files / "all")
+    assert len(list(read_examples(files / "all" / "data" / "train.jsonl"))) == 15
+
+
+def test_an_evaluation_set_that_is_the_training_set_is_refused(files: Path, chosen: Path) -> None:
+    same = f"data.train.path={files / 'heldout.jsonl'}"
+    with pytest.raises(DataError, match="same rows"):
+        run("train", files / "files.yaml", same, "--out", files / "run")
+
+
+def test_a_budget_above_the_set_is_refused_before_training(folder: Path, chosen: Path) -> None:
+    steps = "data.steps=[{longest: {budget: 21}}]"
+    with pytest.raises(DataError, match="should choose 21 rows and was given 20"):
+        run("train", folder / "chosen.yaml", steps, "--out", folder / "over")
+    assert not (folder / "over" / "student").exists()
