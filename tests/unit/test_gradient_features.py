@@ -39,7 +39,7 @@ from stillhouse.teachers.hf import HFSession, HFTeacher
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
 TEXTS = [
     "Ann has 2 apples.",
-    "the cat sat on the mat, the cat ate the rat.",
+    "the cat<pad> sat on the mat, the cat ate the rat.",
     "abcabc",
     "2 + 3 = 5, and 5 is the answer",
 ]
