@@ -39,7 +39,7 @@ from stillhouse.teachers.hf import HFSession, HFTeacher
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
 TEXTS = [
     "Ann has 2 apples.",
-    "the cat sat on the mat, the cat ate the rat.",
+    "the cat<pad> sat on the mat, the cat ate the rat.",
     "abcabc",
     "2 + 3 = 5, and 5 is the answer",
 ]
@@ -406,6 +406,7 @@ def test_adam_after_a_warm_up_of_adapters(make_student: MakeStudent) -> None:
 def test_vectors_are_the_steps_that_adam_would_take(make_student: MakeStudent, layers: str) -> None:
     """The whole way against PyTorch's own optimiser: trained, asked for one step an example, put back."""
     settings: dict[str, Any] = {"layers": layers, "warmup": 2, "lr": 1e-3, "normalize": False, "width": 64}
+    settings["tokens_per_batch"] = 1  # so that a batch lacks tokens that others have, which Adam moves all the same
     vectors = Gradients(precondition="adam", **settings).compute(EXAMPLES, bench_of(make_student, double=True))
     student = make_student(double=True)
     batch = batch_of(student)

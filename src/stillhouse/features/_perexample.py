@@ -118,7 +118,7 @@ class Gradient:
         """All coordinates in order, a few rows of the parameter at a time: the first one's number, and [E, numbers].
 
         Args:
-            owners_B: of each row of the batch, which example it belongs to.
+            owners_B: of each row of the batch, which example it belongs to; ascending.
             examples: E.
             whole: whether rows must come that are zero for all, such as those of tokens that occur nowhere.
         """
@@ -147,7 +147,7 @@ class Gradient:
         inner = sum(len(one.right_BTC[0]) * len(other.right_BTC[0]) for one in self.parts for other in self.parts)
         if examples == len(owners_B) and inner <= rows * columns:
             found = reduce(torch.add, (_inner(one, other) for one in self.parts for other in self.parts))
-            return found[owners_B.argsort()].clamp(min=0)
+            return found.clamp(min=0)  # of a tied matrix cross terms are negative, and rounding may win
         blocks = (values_EN for _, values_EN in self.blocks(owners_B, examples, whole=False))
         return reduce(torch.add, (values_EN.square().sum(1) for values_EN in blocks))
 

@@ -57,8 +57,8 @@ class Gradients(Features):
     its examples, made a few rows of a weight at a time and added to a sketch, whose inner products are those of the
     gradients on average, with an error of about the norms' product over the root of `width`.
 
-    With `precondition: adam` a vector is what Adam would step along after a warm-up, as in LESS (Xia et al. 2024,
-    arXiv 2402.04333), with Adam's bias correction, which the authors' code leaves out.
+    With `precondition: adam` a vector is what PyTorch's Adam would step along next, bias correction and all, after a
+    warm-up as in LESS (Xia et al. 2024, arXiv 2402.04333).
 
     Attributes:
         objective: whose gradient, one or several whose weighted sum counts.
@@ -73,6 +73,10 @@ class Gradients(Features):
         normalize: make unit vectors, so that long and loud examples count like others; zero stays zero.
         tokens_per_batch: padded tokens at once; changes nothing beyond rounding.
         seed: of the sketch, the adapters and the sample.
+
+    >>> from stillhouse.objectives.forward_kl import ForwardKL
+    >>> sorted(Gradients(objective=(ForwardKL(temperature=2.0), CrossEntropy(weight=0.1))).needs)
+    ['distribution']
     """
 
     objective: Annotated[tuple[Objective, ...], PlainValidator(as_objectives)] = (CrossEntropy(),)
@@ -107,11 +111,7 @@ class Gradients(Features):
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be positive")
         check_layers(self.layers)
-
-    @property
-    def needs(self) -> frozenset[str]:  # ty: ignore[incompatible-property-override]
-        """What its objectives need."""
-        return frozenset().union(*(objective.needs for objective in self.objective))
+        object.__setattr__(self, "needs", frozenset().union(*(objective.needs for objective in self.objective)))
 
     def blocks(self, examples: Sequence[Example], bench: FeatureBench) -> Iterator[Matrix]:
         """Sketches of the gradients, of unit length where `normalize` says so.
