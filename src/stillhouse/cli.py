@@ -215,12 +215,13 @@ def list_(
         str | None,
         typer.Argument(
             metavar="[FAMILY]",
-            help="teacher, objective, synthesizer, evaluator, tracker, consensus_rule, trace_signal, study or recipe.",
+            help="teacher, objective, synthesizer, feature, selector, condenser, evaluator, tracker, consensus_rule, "
+            "trace_signal, study or recipe.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which teachers, objectives, synthesizers, evaluators, trackers, rules, trace signals, studies and recipes exist.
+    """Which components and recipes exist: all, or those of one family.
 
     Example: stillhouse list objective
     """
