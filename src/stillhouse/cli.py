@@ -229,8 +229,9 @@ def list_(
     if family is not None and family not in known:
         raise RecipeError(f"There is no family {family!r}. {did_you_mean(family, known)}")
     found = {kind: _members(kind) for kind in known if family in (None, kind)}
+    width = max(len(name) for members in found.values() for name in members)
     lines = [
-        f"{kind}\n" + "\n".join(f"  {name:16} {text}" for name, text in members.items())
+        f"{kind}\n" + "\n".join(f"  {name:{width}} {text}" for name, text in members.items())
         for kind, members in found.items()
     ]
     _emit(found, as_json, "\n\n".join(lines))
