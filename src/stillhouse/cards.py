@@ -16,7 +16,8 @@ def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
 
     Args:
         recipe: how the model was made.
-        role: `student`, or `control` for the one trained without the teacher.
+        role: `student`, `control` for the one trained without the teacher, or `random` and `random_control` for the
+            same two on random rows.
         facts: teacher's identity, parameters of the model and those of them that were trained, trained tokens, steps.
     """
     teacher = facts["teacher"]
@@ -40,7 +41,9 @@ def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
         "student": f"distilled from **{teacher['name']}**{size} with {how}",
         "control": "trained without the teacher, as the control of a distillation: plain cross-entropy for as "
         "many updates",
-    }[role]
+    }[role.removeprefix("random_") if role != "random" else "student"]
+    if role.startswith("random"):
+        made += ", on as many random rows as were chosen for the student"
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---

@@ -215,12 +215,13 @@ def list_(
         str | None,
         typer.Argument(
             metavar="[FAMILY]",
-            help="teacher, objective, synthesizer, evaluator, tracker, consensus_rule, trace_signal, study or recipe.",
+            help="teacher, objective, synthesizer, feature, selector, condenser, evaluator, tracker, consensus_rule, "
+            "trace_signal, study or recipe.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which teachers, objectives, synthesizers, evaluators, trackers, rules, trace signals, studies and recipes exist.
+    """Which components and recipes exist: all, or those of one family.
 
     Example: stillhouse list objective
     """
@@ -228,8 +229,9 @@ def list_(
     if family is not None and family not in known:
         raise RecipeError(f"There is no family {family!r}. {did_you_mean(family, known)}")
     found = {kind: _members(kind) for kind in known if family in (None, kind)}
+    width = max(len(name) for members in found.values() for name in members)
     lines = [
-        f"{kind}\n" + "\n".join(f"  {name:16} {text}" for name, text in members.items())
+        f"{kind}\n" + "\n".join(f"  {name:{width}} {text}" for name, text in members.items())
         for kind, members in found.items()
     ]
     _emit(found, as_json, "\n\n".join(lines))

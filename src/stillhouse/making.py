@@ -1,19 +1,20 @@
-"""The data stage: the examples of every split are read, made and stored, so that later stages read files alone."""
+"""The data stage: the examples of every split are read, made, chosen and stored, so that later stages read files
+alone."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from stillhouse import world
-from stillhouse.data.sources import iter_source
 from stillhouse.errors import DataError
-from stillhouse.recipe import Source
+from stillhouse.ledger import Tally
 from stillhouse.records import Example, fingerprint_path
-from stillhouse.registry import name_of
 from stillhouse.runs import StageRecord
-from stillhouse.synthesis.base import Workbench
+from stillhouse.selection.base import Selector
+from stillhouse.stepping import Way
 from stillhouse.workshop import ANSWERS, Workshop
 
 
@@ -26,55 +27,53 @@ def make_data(shop: Workshop) -> bool:
     data = shop.recipe.data
     sources = data.sources()
     files = {s.path: fingerprint_path(Path(s.path)) for s in sources.values() if s.path and Path(s.path).exists()}
-    inputs = {"data": data.model_dump(mode="json"), "models": shop.models_in_play, "files": files}
+    inputs: dict[str, Any] = {"data": data.model_dump(mode="json"), "models": shop.models_in_play, "files": files}
+    if any(isinstance(step, Selector) for step in shop.plan.steps):
+        inputs |= {"seed": shop.recipe.seed, "baselines": shop.plan.has_baselines}
     with shop.folder.stage("data", inputs) as (record, done):
         if done:
             return True
         # Training data last: what is made for it must know what it may not repeat.
-        names = [*(name for name in sources if name != "train"), "train"]
-        for place, name in enumerate(names):
-            shop.progress("data", place, len(names), name)
-            source, steps = sources[name], shop.plan.steps if name == "train" else ()
-            if source.synthesizer is None and not steps:
-                count, key = shop.store(name, _require_unique(iter_source(source), name))
-            else:
-                bench = shop.bench(names[:place])
-                examples = _made(shop, source, bench)
-                if steps:
-                    examples = _through_steps(shop, list(examples), bench)
-                if world.size() > 1:  # all processes write together, and the first alone stores
-                    examples = list(examples)
-                count, key = shop.store(name, _require_unique(examples, name))
-                for note, times in bench.notes.items():
-                    record.choose(f"{name} data", f"{times} {note}", "what became of the teacher's answers")
-            record.out[name] = {"examples": count, "fingerprint": key}
-        shop.progress("data", len(names), len(names), "")
+        others = [name for name in sources if name != "train"]
+        for place, name in enumerate(others):
+            shop.progress("data", place, len(sources), name)
+            way = Way(shop, others[:place])
+            _keep(shop, name, way.begin(sources[name]), way.notes, record)
+        shop.progress("data", len(others), len(sources), "train")
+        _make_train(shop, Way(shop, others), record)
+        shop.progress("data", len(sources), len(sources), "")
         _bill(shop, record)
         # What a stopped run had been answered; now it is in the data.
         world.first(lambda: shutil.rmtree(shop.path / ANSWERS, ignore_errors=True))
     return False
 
 
-def _made(shop: Workshop, source: Source, bench: Workbench) -> Iterable[Example]:
+def _make_train(shop: Workshop, way: Way, record: StageRecord) -> None:
+    source = shop.recipe.data.train
+    examples = way.begin(source)
     if source.synthesizer is None:
-        return iter_source(source)
-    return source.synthesizer.build("synthesizer").synthesize([], bench)
+        examples = way.clean(examples)
+    _keep(shop, "train", way.go(examples), way.notes, record)
+    way.notes.clear()
+    if way.fork is not None:
+        record.out["pool"] = way.weigh_pool()
+    drawn = way.go_random()
+    if drawn is not None:
+        _keep(shop, "random", drawn, way.notes, record)
+    world.first(way.forget)
 
 
-def _through_steps(shop: Workshop, examples: list[Example], bench: Workbench) -> Iterable[Example]:
-    """The training examples after `data.steps`; the text that was there before is kept for the control."""
-    if not any(e.form == "prompt" and e.completion is None for e in examples):
-        shop.store("control", examples)
-    *before, last = shop.plan.steps
-    for step in before:
-        examples = list(step.synthesize(examples, bench))
-        if not examples:
-            raise DataError(f"data.steps: {name_of(step)} left no example. {_told(bench)}")
-    return last.synthesize(examples, bench)
-
-
-def _told(bench: Workbench) -> str:
-    return "; ".join(f"{times} {note}" for note, times in bench.notes.items()) or "It was given none that it could use."
+def _keep(
+    shop: Workshop, name: str, examples: Iterable[Example], notes: Mapping[str, int], record: StageRecord
+) -> None:
+    """Store a data file, and what a user should know of how it came to be."""
+    if world.size() > 1:  # all processes make them together, and the first alone stores
+        examples = list(examples)
+    tally = Tally()
+    count, key = shop.store(name, tally.over(_require_unique(examples, name)))
+    for note, times in notes.items():
+        record.choose(f"{name} data", f"{times} {note}", "what became of the rows and of the teacher's answers")
+    record.out[name] = {"examples": count, "fingerprint": key, "text_bytes": world.agree(tally.text)}
 
 
 def _require_unique(examples: Iterable[Example], name: str) -> Iterator[Example]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,13 +16,18 @@ from stillhouse.models import load_config, load_tokenizer, vocabulary_size
 from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.pruning.architecture import shrunk_config
 from stillhouse.recipe import Recipe, ScoreSection
+from stillhouse.recipe_parts import STEP_FAMILIES, Component
 from stillhouse.registry import component as find_component
-from stillhouse.registry import name_of, names
+from stillhouse.registry import family_of, name_of, names
+from stillhouse.selection.base import Selector, VectorSelector
 from stillhouse.signals.vocabulary import require_same_vocabulary
 from stillhouse.student import student_config
 from stillhouse.synthesis.base import Synthesizer
 from stillhouse.teachers.base import Teacher
 from stillhouse.tracking.base import Tracker
+
+DataStep = Synthesizer | Selector
+"""What may be done to the training examples on their way."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Plan:
     teacher: Teacher
     objectives: tuple[Objective, ...]
     evaluators: tuple[Evaluator, ...]
-    steps: tuple[Synthesizer, ...]
+    steps: tuple[DataStep, ...]
     student_tokenizer: PreTrainedTokenizerBase
     teacher_tokenizer: PreTrainedTokenizerBase | None
     student_config: Any
@@ -61,9 +66,22 @@ class Plan:
         return self.recipe.score is not None and self.white_box
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """The models that the run trains, provided that there is text to train them on."""
+        control = ("control",) if self.may_have_control else ()
+        if not self.has_baselines:
+            return ("student", *control)
+        return ("student", *control, "random", *(f"random_{name}" for name in control))
+
+    @property
+    def has_baselines(self) -> bool:
+        """Whether random rows are trained on beside those that were chosen."""
+        return self.recipe.baselines and any(isinstance(step, Selector) and step.budgeted() for step in self.steps)
+
+    @property
     def may_have_control(self) -> bool:
         """Whether the run trains the same student without its teacher, provided that there is text to train it on."""
-        return self.recipe.control and (self.white_box or bool(self.steps))
+        return self.recipe.control and (self.white_box or any(isinstance(step, Synthesizer) for step in self.steps))
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -83,13 +101,14 @@ def make_plan(recipe: Recipe) -> Plan:
     teacher: Teacher = recipe.teacher.build("teacher")
     objectives = tuple(item.build("objective") for item in recipe.objective)
     evaluators = tuple(item.build("evaluator") for item in recipe.evaluate)
-    steps = tuple(item.build("synthesizer") for item in recipe.data.steps)
+    steps = tuple(_step(item, recipe.seed) for item in recipe.data.steps)
     sources = recipe.data.sources().values()
     writers = [*steps, *(s.synthesizer.build("synthesizer") for s in sources if s.synthesizer is not None)]
     match_needs(teacher, [*objectives, *evaluators, *writers])
     _require_present(teacher, evaluators)
     _require_live(teacher, writers)
     _refuse_twins(evaluators)
+    _require_a_student(recipe, steps)
     teacher_tokenizer = teacher.load_tokenizer()
     width = vocabulary_size(teacher_tokenizer) if teacher_tokenizer is not None else None
     temperature = _match_record(recipe, teacher, objectives, width)
@@ -121,7 +140,16 @@ def make_plan(recipe: Recipe) -> Plan:
     )
 
 
-def match_needs(teacher: Teacher, components: Iterable[Objective | Evaluator | Synthesizer]) -> None:
+def _step(item: Component, seed: int) -> DataStep:
+    """A step of `data.steps`; a selector that draws does so by the run's seed where it is given none, so that the runs
+    of a sweep differ in their rows as well."""
+    family = family_of(item.name, STEP_FAMILIES)
+    drawn = family == "selector" and "seed" in {f.name for f in fields(find_component(family, item.name))}
+    settings = {"seed": seed, **item.settings} if drawn else item.settings
+    return Component(name=item.name, settings=settings).build(family)
+
+
+def match_needs(teacher: Teacher, components: Iterable[Objective | Evaluator | DataStep]) -> None:
     """Refuse a component that needs more than the teacher provides.
 
     Raises:
@@ -149,7 +177,7 @@ def _require_present(teacher: Teacher, evaluators: Iterable[Evaluator]) -> None:
     _require_live(teacher, evaluators)
 
 
-def _require_live(teacher: Teacher, askers: Iterable[Evaluator | Synthesizer]) -> None:
+def _require_live(teacher: Teacher, askers: Iterable[Evaluator | DataStep]) -> None:
     """Evaluators ask about held-out text and synthesizers for new text; a record knows neither."""
     for asker in askers:
         if asker.needs and not teacher.live:
@@ -200,6 +228,19 @@ def _require_shown(score: ScoreSection, teacher: Teacher) -> None:
             f"score.temperature is {score.temperature:g}, what {name_of(teacher)} says is at {teacher.recorded_at:g}, "
             "and a truncated distribution cannot be re-tempered. Leave score.temperature out."
         )
+
+
+def _require_a_student(recipe: Recipe, steps: Iterable[DataStep]) -> None:
+    """A student that is cut out of its teacher comes after the training data, which a selector is about to choose."""
+    if recipe.student.from_teacher is None:
+        return
+    for step in steps:
+        if isinstance(step, VectorSelector) and not step.features.of_text:
+            raise NeedsError(
+                f"{name_of(step)} looks at {name_of(step.features)}, which is computed with the student, and a student "
+                "that is cut out of its teacher (student.from_teacher) is made after the data. Cut it in a run of its "
+                "own and name its folder as student.model, or choose by features of text, such as tfidf."
+            )
 
 
 def _refuse_twins(evaluators: Iterable[Evaluator]) -> None:

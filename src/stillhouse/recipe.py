@@ -6,203 +6,26 @@ keys are errors with the line they stand on; overrides from the command line are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from stillhouse import registry
-from stillhouse.errors import did_you_mean
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
-"""What stands for the value of a column in the template of a prompt."""
-
-
-def _to_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are final."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What is absent by default is left out; a null in place of a value (clip: null) is a choice and stays.
-        fields = type(self).model_fields
-        return {k: v for k, v in write(self).items() if v is not None or fields[k].default is not None}
-
-
-class Component(Section):
-    """A component by its name, with its settings."""
-
-    name: str
-    settings: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_short_form(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, dict) and len(value) == 1 and "name" not in value:
-            ((name, settings),) = value.items()
-            if settings is not None and not isinstance(settings, dict):
-                raise ValueError(f"the settings of {name!r} must be a mapping, such as {{{name}: {{weight: 1.0}}}}")
-            return {"name": name, "settings": settings or {}}
-        if isinstance(value, dict) and set(value) <= {"name", "settings"}:
-            return value
-        raise ValueError("a component is its name alone, or one key with its settings")
-
-    @model_serializer
-    def _to_short_form(self) -> Any:
-        return {self.name: self.settings} if self.settings else self.name
-
-    def lasting(self, family: str) -> Any:
-        """The short form without the component's `manners`: what a run is made by and may not change under way."""
-        passing = getattr(registry.component(family, self.name), "manners", ())
-        return Component(
-            name=self.name, settings={k: v for k, v in self.settings.items() if k not in passing}
-        ).model_dump()
-
-    def build(self, family: str) -> Any:
-        """The component itself, its settings validated."""
-        return registry.build(family, self.name, self.settings)
-
-
-def _named(family: str) -> AfterValidator:
-    """Refuse a name that no component of the family bears, here, where the recipe's line is still known."""
-
-    def check(component: Component) -> Component:
-        known = registry.names(family)
-        if component.name not in known:
-            raise ValueError(f"there is no {family} named {component.name!r}. {did_you_mean(component.name, known)}")
-        return component
-
-    return AfterValidator(check)
-
-
-TeacherName = Annotated[Component, _named("teacher")]
-ObjectiveName = Annotated[Component, _named("objective")]
-SynthesizerName = Annotated[Component, _named("synthesizer")]
-EvaluatorName = Annotated[Component, _named("evaluator")]
-TrackerName = Annotated[Component, _named("tracker")]
-TraceSignalName = Annotated[Component, _named("trace_signal")]
-
-
-def once_each(where: str, otherwise: str) -> AfterValidator:
-    """Demands that a list names no component twice; messages say where, and what would happen otherwise."""
-
-    def check(items: list[Component]) -> list[Component]:
-        names = [item.name for item in items]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"{where} names {twice} twice, and {otherwise}; keep one")
-        return items
-
-    return AfterValidator(check)
-
-
-class ArithmeticSource(Section):
-    """Worded arithmetic problems made by the package itself: how many, how hard, from which half of all problems."""
-
-    count: int = Field(1000, ge=1)
-    seed: int = 0
-    steps: tuple[int, int] = (2, 4)
-    split: Literal["train", "heldout"] = "train"
-    distractors: float = Field(0.5, ge=0, le=1)
-
-
-class Source(Section):
-    """Where examples come from (exactly one of `path`, `dataset`, `arithmetic`, or a synthesizer) and which columns
-    hold what."""
-
-    path: str | None = None
-    dataset: str | None = None
-    subset: str | None = None
-    arithmetic: ArithmeticSource | None = None
-    synthesizer: SynthesizerName | None = None
-    split: str | None = None
-    messages: str | None = None
-    prompt: str | None = None
-    template: str | None = Field(
-        None, description="makes the prompt, in place of a column: '{question}' stands for that column's value"
-    )
-    completion: str | None = None
-    rationale: str | None = None
-    rationale_until: str | None = Field(
-        None, min_length=1, description="where the completion's worked steps end and its answer begins, such as '####'"
-    )
-    text: str | None = None
-    limit: int | None = Field(None, ge=1)
-    shuffle: int | None = Field(None, description="seed of a shuffle before the limit; none keeps the file's order")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_synthesizer(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"path": value}
-        if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in registry.names("synthesizer"):
-            return {"synthesizer": value}
-        return value
-
-    @model_validator(mode="after")
-    def _exactly_one_origin(self) -> Source:
-        origins = [key for key in ("path", "dataset", "arithmetic", "synthesizer") if getattr(self, key) is not None]
-        if len(origins) != 1:
-            raise ValueError(
-                "a data source needs exactly one of path, dataset, arithmetic or a synthesizer "
-                f"({', '.join(registry.names('synthesizer'))}); found {' and '.join(origins) or 'none'}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _template_makes_the_prompt(self) -> Source:
-        if self.template is None:
-            return self
-        if not PLACEHOLDER.search(self.template):
-            raise ValueError(f"template is {self.template!r}, the same for every row; it needs {{column}}s to fill in")
-        taken = [key for key in ("prompt", "messages", "text") if getattr(self, key) is not None]
-        if taken:
-            raise ValueError(f"template makes the prompt, and {taken[0]} names a column for it; leave one of them out")
-        if self.path is None and self.dataset is None:
-            raise ValueError("template makes the prompt of columns, which only the rows of a path or a dataset have")
-        return self
-
-
-RoleName = Literal["prompt", "rationale", "answer", "other"]
-Trace = Literal["rationale_first", "answer_first", "answer_only", "two_tasks"]
-"""How a row with a rationale is learned: the steps and then the answer, P(r, y | x); the answer and then the steps; the
-answer alone; or two tasks told apart by their prompts (Hsieh et al. 2023, arXiv 2305.02301)."""
-
-
-class DataSection(Section):
-    """What is trained on, what is measured on, and how examples become tokens."""
-
-    train: Source
-    heldout: Source
-    out_of_domain: dict[Name, Source] = {}
-    steps: list[SynthesizerName] = []
-    max_length: int | None = Field(None, ge=2, description="tokens; none takes the student's context")
-    overflow: Literal["error", "drop", "truncate"] = "error"
-    train_on: list[RoleName] = ["rationale", "answer"]
-    trace: Trace = Field("rationale_first", description="what of a worked solution is learned, and in which order")
-
-    def sources(self) -> dict[str, Source]:
-        """Every split by its name: train, heldout, and those out of domain."""
-        return {"train": self.train, "heldout": self.heldout, **self.out_of_domain}
+from stillhouse.recipe_data import DataSection, RoleName
+from stillhouse.recipe_parts import (
+    STEP_FAMILIES,
+    Component,
+    EvaluatorName,
+    Name,
+    ObjectiveName,
+    Section,
+    TeacherName,
+    TrackerName,
+    once_each,
+    to_list,
+)
 
 
 class CutSection(Section):
@@ -336,15 +159,16 @@ class Recipe(Section):
     teacher: TeacherName
     student: StudentSection
     data: DataSection
-    objective: Annotated[list[ObjectiveName], BeforeValidator(_to_list), Field(min_length=1)]
+    objective: Annotated[list[ObjectiveName], BeforeValidator(to_list), Field(min_length=1)]
     train: TrainSection = TrainSection()
     score: ScoreSection | None = Field(None, description="ask the teacher once and train from its record")
-    evaluate: list[EvaluatorName] = [Component(name="likelihood"), Component(name="fidelity")]
+    evaluate: list[EvaluatorName] = Field([Component(name="likelihood"), Component(name="fidelity")])
     track: Annotated[
-        list[TrackerName], BeforeValidator(_to_list), once_each("track", "both would write to the same place")
+        list[TrackerName], BeforeValidator(to_list), once_each("track", "both would write to the same place")
     ] = Field([], description="where else the curves are shown; metrics.jsonl and the report hold them anyway")
     headline: str | None = Field(None, description="the metric of the report's first sentence; none chooses")
     control: bool = True
+    baselines: bool = Field(True, description="where data are chosen or condensed, train on random rows as well")
     samples: int = Field(40, ge=0, description="held-out prompts answered by all models, side by side")
 
     @field_validator("teacher", mode="before")
@@ -370,7 +194,10 @@ class Recipe(Section):
         yield from ((("objective", i), "objective", item) for i, item in enumerate(self.objective))
         yield from ((("evaluate", i), "evaluator", item) for i, item in enumerate(self.evaluate))
         yield from ((("track", i), "tracker", item) for i, item in enumerate(self.track))
-        yield from ((("data", "steps", i), "synthesizer", item) for i, item in enumerate(self.data.steps))
+        yield from (
+            (("data", "steps", i), registry.family_of(item.name, STEP_FAMILIES), item)
+            for i, item in enumerate(self.data.steps)
+        )
         for name, source in self.data.sources().items():
             if source.synthesizer is not None:
                 place = ("data", name) if name in ("train", "heldout") else ("data", "out_of_domain", name)

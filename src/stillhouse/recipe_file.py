@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from stillhouse import registry
 from stillhouse.errors import RecipeError, SettingError, did_you_mean
-from stillhouse.recipe import Recipe, Section, builtin_recipes
+from stillhouse.recipe import Recipe, builtin_recipes
+from stillhouse.recipe_parts import Section
 
 if TYPE_CHECKING:
     from stillhouse.studies.base import Study

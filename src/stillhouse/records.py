@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, overload
 
 from stillhouse.errors import DataError
 
@@ -113,6 +114,48 @@ def read_examples(path: Path) -> Iterator[Example]:
     with path.open(encoding="utf-8") as stream:
         for line in stream:
             yield Example.from_json(line)
+
+
+class ExampleFile(Sequence[Example]):
+    """The examples of a file that `write_examples` wrote, each read from disk when it is asked for: of a million rows
+    there is in memory but where each begins.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "examples.jsonl"
+    >>> write_examples(path, [Example(id="a", text="one"), Example(id="b", text="two")])
+    2
+    >>> ExampleFile(path)[1].text
+    'two'
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._starts = array("q")
+        with path.open("rb") as stream:
+            start = 0
+            for line in stream:
+                self._starts.append(start)
+                start += len(line)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[Example]:
+        return read_examples(self.path)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Example]: ...
+    def __getitem__(self, place: int | slice) -> Example | list[Example]:
+        chosen = range(len(self))[place]
+        with self.path.open("rb") as stream:
+            read = [self._read(stream, row) for row in ([chosen] if isinstance(chosen, int) else chosen)]
+        return read[0] if isinstance(chosen, int) else read
+
+    def _read(self, stream: BinaryIO, row: int) -> Example:
+        stream.seek(self._starts[row])
+        return Example.from_json(stream.readline().decode("utf-8"))
 
 
 def fingerprint(value: object) -> str:

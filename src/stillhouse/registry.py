@@ -13,7 +13,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -59,6 +59,22 @@ def names(family: str) -> list[str]:
         if path.stem != "base" and not path.stem.startswith("_")
     ]
     return sorted({*own, *_plugins(family)})
+
+
+def family_of(name: str, families: Sequence[str]) -> str:
+    """The one of several families that has a component of that name.
+
+    Raises:
+        RecipeError: none has.
+
+    >>> family_of("rationales", ["selector", "synthesizer"])
+    'synthesizer'
+    """
+    found = next((family for family in families if name in names(family)), None)
+    if found is None:
+        known = [name for family in families for name in names(family)]
+        raise RecipeError(f"There is no {' or '.join(families)} named {name!r}. {did_you_mean(name, known)}")
+    return found
 
 
 def summary(family: str, name: str) -> str:

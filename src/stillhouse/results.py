@@ -19,8 +19,16 @@ from stillhouse.signatures import find_signatures
 from stillhouse.statistics import Estimate, Measurement, Metric, Share, compare, estimate, gap_closed, recovery
 
 FORMAT = 1
-ROLES = ("teacher", "student_before", "control", "student")
-COMPARED = (("student", "control"), ("student", "student_before"), ("student", "teacher"))
+ROLES = ("teacher", "student_before", "random_control", "random", "control", "student")
+"""The models that a run may measure: `random` is the student on as many random rows, `random_control` the control on
+them."""
+COMPARED = (
+    ("student", "control"),
+    ("student", "random"),
+    ("control", "random_control"),
+    ("student", "student_before"),
+    ("student", "teacher"),
+)
 
 
 @dataclass

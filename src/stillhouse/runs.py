@@ -24,7 +24,8 @@ import yaml
 
 from stillhouse import world
 from stillhouse.errors import RunError
-from stillhouse.recipe import Component, Recipe
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_parts import Component
 from stillhouse.records import bytes_under, fingerprint, whole
 
 FORMAT = 1
@@ -240,7 +241,8 @@ class RunFolder:
             for key, value in record.cost.items():
                 cost[key] = cost.get(key, 0) + value
         sizes = {
-            part: bytes_under(self.path / part) for part in ("data", "tokens", "signals", "student", "checkpoints")
+            part: bytes_under(self.path / part)
+            for part in ("data", "tokens", "features", "signals", "student", "checkpoints", "dataset")
         }
         self.write_json(
             "manifest.json",

@@ -35,8 +35,8 @@ _ROWS = 1024
 """Tokens whose full distributions exist at once."""
 
 
-def write_signals(shop: Workshop) -> bool:
-    """Fill `signals/` of the run folder from its training data; True if that was done before.
+def write_signals(shop: Workshop, source: str = "train") -> bool:
+    """Fill the signal store of one of the run's training files; True if that was done before.
 
     Raises:
         NeedsError: the teacher says neither whole distributions nor enough of them.
@@ -46,15 +46,16 @@ def write_signals(shop: Workshop) -> bool:
     assert settings is not None  # `stages.score` sees to it
     inputs = {
         "score": [settings.k, shop.plan.record_temperature],
-        "data": fingerprint_file(shop.path / "data" / "train.jsonl"),
+        "data": fingerprint_file(shop.path / "data" / f"{source}.jsonl"),
         "models": shop.models_in_play,
         "rendering": shop.rendering_in_play,
     }
-    with shop.folder.stage("score", inputs) as (record, done):
+    stage = "score" if source == "train" else f"score-{source}"
+    with shop.folder.stage(stage, inputs) as (record, done):
         if done:
             return True
         paid = shop.teacher.bill() if "teacher" in vars(shop) else {}
-        rendered, teacher, folder = shop.rendered("train", record), shop.teacher, shop.path / "signals"
+        rendered, teacher, folder = shop.rendered(source, record), shop.teacher, shop.signals_folder(source)
         vocabulary, key = vocabulary_size(teacher.tokenizer), tokenizer_fingerprint(teacher.tokenizer)
         temperature = shop.plan.record_temperature
         if settings.temperature is None:

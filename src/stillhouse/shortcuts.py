@@ -11,7 +11,7 @@ from stillhouse import world
 from stillhouse.data.batching import Batches
 from stillhouse.data.rendering import Renderer
 from stillhouse.data.sources import read_source
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example
 
 

@@ -20,6 +20,7 @@ from stillhouse.making import make_data
 from stillhouse.models import CausalLM
 from stillhouse.objectives.base import Objective
 from stillhouse.objectives.cross_entropy import CrossEntropy
+from stillhouse.publishing import write_dataset
 from stillhouse.recipe import Recipe, ScoreSection
 from stillhouse.records import fingerprint_file, fingerprint_path
 from stillhouse.registry import name_of
@@ -32,7 +33,7 @@ from stillhouse.student import Student
 from stillhouse.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from stillhouse.training.loop import Step, TrainState, begin, train
 from stillhouse.training.optim import Optim
-from stillhouse.workshop import Progress, Workshop, silent
+from stillhouse.workshop import Progress, Trainee, Workshop, silent
 
 CADENCE_EXAMPLES = 100
 """Held-out examples of the evaluations during training: enough for a curve, cheap enough to draw one."""
@@ -88,12 +89,13 @@ def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequenc
             if "data" in parts and make_data(shop):
                 outcome.skipped.append("data")
             _describe_environment(shop)
-            if ("score" in parts or ("train" in parts and shop.plan.recorded)) and write_signals(shop):
-                outcome.skipped.append("score")
+            if "score" in parts or ("train" in parts and shop.plan.recorded):
+                for source in dict.fromkeys(trainee.source for trainee in shop.trainees if trainee.taught):
+                    if write_signals(shop, source):
+                        outcome.skipped.append("score" if source == "train" else f"score-{source}")
             if "train" in parts:
-                _train(shop, outcome, "student")
-                if shop.has_control:
-                    _train(shop, outcome, "control")
+                for trainee in shop.trainees:
+                    _train(shop, outcome, trainee)
             if "evaluate" in parts:
                 _evaluate(shop, outcome)
             if "report" in parts:
@@ -104,6 +106,7 @@ def _with_workshop(recipe: Recipe, out: Path, progress: Progress, parts: Sequenc
 
 
 def _conclude(folder: RunFolder, recipe: Recipe) -> None:
+    write_dataset(folder, recipe)
     write_report(folder.path)
     folder.finish(recipe)
 
@@ -127,16 +130,13 @@ def _describe_environment(shop: Workshop) -> None:
     shop.folder.write_json("environment.json", facts)
 
 
-def _train(shop: Workshop, outcome: Outcome, role: str) -> None:
-    """Train the student, or its control: the same student, steps and schedule without the teacher."""
-    recipe = shop.recipe
-    objectives: Sequence[Objective] = shop.plan.objectives if role == "student" else [CrossEntropy()]
-    # Where the objective is already plain training, on text the teacher wrote, the control learns from the original
-    # text.
-    source = "control" if role == "control" and not shop.plan.white_box else "train"
+def _train(shop: Workshop, outcome: Outcome, trainee: Trainee) -> None:
+    """Train one of the run's models: all by the same steps and schedule."""
+    recipe, role = shop.recipe, trainee.role
+    objectives: Sequence[Objective] = shop.plan.objectives if trainee.taught else [CrossEntropy()]
     inputs = {
         "role": role,
-        "data": fingerprint_file(shop.path / "data" / f"{source}.jsonl"),
+        "data": fingerprint_file(shop.path / "data" / f"{trainee.source}.jsonl"),
         "objectives": [repr(o) for o in objectives],
         "recipe": recipe.model_dump(mode="json", include={"seed", "train", "score"}),
         "models": shop.models_in_play,
@@ -146,16 +146,15 @@ def _train(shop: Workshop, outcome: Outcome, role: str) -> None:
         if done:
             outcome.skipped.append(f"train-{role}")
             return
-        _train_to_the_end(shop, role, source, objectives, record)
+        _train_to_the_end(shop, trainee, objectives, record)
 
 
-def _train_to_the_end(
-    shop: Workshop, role: str, source: str, objectives: Sequence[Objective], record: StageRecord
-) -> None:
+def _train_to_the_end(shop: Workshop, trainee: Trainee, objectives: Sequence[Objective], record: StageRecord) -> None:
+    role = trainee.role
     recipe, settings = shop.recipe, shop.recipe.train
     torch.manual_seed(recipe.seed)
     student = shop.trainee(record)
-    rendered = shop.rendered(source, record)
+    rendered = shop.rendered(trainee.source, record)
     compute = choose_compute(shop, record)
     batches = shop.batches(rendered, compute.accumulate or 1)
     optim = Optim(
@@ -168,7 +167,7 @@ def _train_to_the_end(
         record.choose(f"{role} continued", f"from step {state.step}", "a checkpoint of a run that was stopped")
     shop.metrics.forget(role, state.step)
     every = settings.checkpoint_every or max(1, settings.steps // 5)
-    teacher = shop.signals if any(o.needs for o in objectives) else None
+    teacher = shop.signals(trainee.source) if any(o.needs for o in objectives) else None
     if teacher is not None:
         teacher.prepare(rendered)
     read_before, paid = (teacher.tokens_read, teacher.bill()) if teacher else (0, {})
@@ -246,16 +245,17 @@ class _Cadence:
 
 def _evaluate(shop: Workshop, outcome: Outcome) -> None:
     """Measure every model, compare them pairwise, write evaluation.json and samples.jsonl."""
-    absent = {"control": not shop.has_control, "teacher": not shop.plan.teacher.here}
-    roles = [role for role in ROLES if not absent.get(role)]
+    trained = [trainee.role for trainee in shop.trainees]
+    present = {"student_before", *trained, *(["teacher"] if shop.plan.teacher.here else [])}
+    roles = [role for role in ROLES if role in present]
     results: dict[str, ModelResult] = {}
     for place, role in enumerate(roles):
         shop.progress("evaluate", place, len(roles), role)
-        trained = shop.folder.stage_record(f"train-{role}")
+        training = shop.folder.stage_record(f"train-{role}")
         inputs = {
             "role": role,
             "evaluate": [repr(e) for e in shop.plan.evaluators],
-            "trained": trained.fingerprint if trained else shop.recipe.seed,
+            "trained": training.fingerprint if training else shop.recipe.seed,
             "models": shop.models_in_play,
             "data": (shop.folder.stage_record("data") or StageRecord("data", "")).out,
             "samples": shop.recipe.samples,

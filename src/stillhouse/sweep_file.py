@@ -18,8 +18,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stillhouse.errors import RecipeError, did_you_mean
-from stillhouse.recipe import Name, Recipe, Section
+from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import explain, find_recipe, load_recipe, read_yaml
+from stillhouse.recipe_parts import Name, Section
 
 Overrides = dict[str, Any]
 MAY_GROW = frozenset({"grid", "variants", "seeds", "metrics"})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +24,8 @@ from stillhouse.models import CausalLM
 from stillhouse.preflight import Plan, make_plan
 from stillhouse.pruning.cut import choose, cut
 from stillhouse.pruning.importance import measure
-from stillhouse.recipe import CutSection, Recipe, RoleName
+from stillhouse.recipe import CutSection, Recipe
+from stillhouse.recipe_data import RoleName
 from stillhouse.records import Example, fingerprint_file, read_examples, whole, write_examples
 from stillhouse.runs import RunFolder, StageRecord
 from stillhouse.student import Student
@@ -52,6 +53,20 @@ def silent(stage: str, done: int, total: int, note: str) -> None:
     """No progress."""
 
 
+class Trainee(NamedTuple):
+    """A model that a run trains: the student, or one that it is held against.
+
+    Attributes:
+        role: what it is called in the run's results.
+        source: the data file that it is trained on.
+        taught: whether it has the teacher; without, it is trained on the text alone.
+    """
+
+    role: str
+    source: str
+    taught: bool
+
+
 class Workshop:
     """A run's plan, folder and tools."""
 
@@ -75,19 +90,34 @@ class Workshop:
         """The opened teacher."""
         return self.plan.teacher.open(self.device)
 
-    @cached_property
-    def signals(self) -> TeacherSession:
-        """Who is asked while the student trains: the teacher, or its record where the recipe says `score`."""
-        return StoredTeacher(str(self.path / "signals")).open(self.device) if self.plan.recorded else self.teacher
+    def signals_folder(self, source: str = "train") -> Path:
+        """Where the teacher's record of a training file lies."""
+        return self.path / ("signals" if source == "train" else f"signals-{source}")
+
+    def signals(self, source: str = "train") -> TeacherSession:
+        """Who is asked while a model trains on a file: the teacher, or its record where the recipe says `score`."""
+        return StoredTeacher(str(self.signals_folder(source))).open(self.device) if self.plan.recorded else self.teacher
+
+    @property
+    def trainees(self) -> list[Trainee]:
+        """The models that are trained; known once the data stage is done.
+
+        Each takes the same steps. What is trained without its teacher needs either divergences beside it or other text
+        than the teacher's, or it would be the very same training.
+        """
+        found = []
+        for role in self.plan.trained:
+            own = "random" if role.startswith("random") else "train"
+            taught = role in ("student", "random")
+            source = own if taught or self.plan.white_box else role
+            if (self.path / "data" / f"{source}.jsonl").exists():
+                found.append(Trainee(role, source, taught))
+        return found
 
     @property
     def has_control(self) -> bool:
-        """Whether the same student is trained without its teacher too; known once the data stage is done.
-
-        Without divergences that takes other text than the teacher's, or it would be the very same training.
-        """
-        original = self.path / "data" / "control.jsonl"
-        return self.recipe.control and (self.plan.white_box or original.exists())
+        """Whether the same student is trained without its teacher too; known once the data stage is done."""
+        return any(trainee.role == "control" for trainee in self.trainees)
 
     @cached_property
     def models_in_play(self) -> dict[str, Any]:

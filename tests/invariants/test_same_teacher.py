@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.data.sources import read_source
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import write_examples
 from stillhouse.synthesis.base import Synthesizer, Workbench
 from stillhouse.synthesis.rationales import Rationales

@@ -21,7 +21,7 @@ from stillhouse.data.batching import Batches, TokenBatch, in_order
 from stillhouse.data.rendering import Rendered, Renderer
 from stillhouse.data.sources import iter_source
 from stillhouse.data.tokens import TokenFile, lengths, open_tokens, write_tokens
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example, write_examples
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "streaming.py"

@@ -109,7 +109,7 @@ def test_a_killed_run_that_continues_shows_every_point_once(recipe_file: Path, t
     out, more = tmp_path / "run", ("train.steps=60", "train.checkpoint_every=20", "train.evaluate_every=7")
     arguments, environment = command(recipe_file, out, *more)
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    for _ in range(3000):
+    for _ in range(30_000):  # minutes on a busy machine
         rows = list(read_rows(out))
         if rows and rows[-1]["step"] >= 25:
             break

@@ -18,7 +18,8 @@ from stillhouse.evaluation.base import Evaluator
 from stillhouse.evaluation.diversity import Diversity
 from stillhouse.evaluation.tasks import Tasks
 from stillhouse.models import CausalLM
-from stillhouse.recipe import Recipe, Source
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example
 
 CONFIG = {

@@ -45,11 +45,11 @@ def test_the_readme_recipe_is_valid(tmp_path: Path) -> None:
             item.build(family)
 
 
-def test_the_readme_names_every_objective_and_synthesizer() -> None:
+def test_the_readme_names_every_method() -> None:
     from stillhouse import registry
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for family in ("objective", "synthesizer"):
+    for family in ("objective", "synthesizer", "selector", "condenser"):
         assert all(f"| `{name}` |" in readme for name in registry.names(family))
 
 
@@ -69,11 +69,14 @@ def test_the_command_line_reference_equals_the_help() -> None:
 def test_the_extending_page_holds_itself_to_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     from stillhouse.testing import check_objective
 
-    method, _, synthesizer = blocks("docs/extending.md", "python")
+    method, _, *others = blocks("docs/extending.md", "python")
     space: dict[str, object] = {"__name__": "total_variation"}
     exec(compile(method, "extending.md", "exec", flags=0, dont_inherit=True), space)
     check_objective(space["TotalVariation"]())  # ty: ignore[call-non-callable]
-    exec(compile(synthesizer, "extending.md", "exec", flags=0, dont_inherit=True), {"__name__": "one_sentence"})
+    assert len(others) == 4  # a synthesizer, features, a selector, a condenser: each ends with its own check
+    for number, code in enumerate(others):
+        assert re.search(r"^check_\w+\(", code, re.MULTILINE)
+        exec(compile(code, "extending.md", "exec", flags=0, dont_inherit=True), {"__name__": f"extending_{number}"})
 
 
 def test_the_extending_page_names_every_contract() -> None:

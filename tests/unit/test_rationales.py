@@ -9,7 +9,7 @@ from building import Scripted
 
 from stillhouse.data.sources import read_source
 from stillhouse.errors import DataError
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example
 from stillhouse.synthesis.base import Workbench
 from stillhouse.synthesis.rationales import Rationales

@@ -13,7 +13,7 @@ import pytest
 
 from stillhouse.data.sources import describe, iter_source, read_source
 from stillhouse.errors import DataError
-from stillhouse.recipe import ArithmeticSource, Source
+from stillhouse.recipe_data import ArithmeticSource, Source
 from stillhouse.records import Example
 
 ROWS = [{"prompt": f"{n} é\n+ 1 =", "completion": f"0{n + 1}", "level": n} for n in range(4)]

@@ -160,7 +160,7 @@ def _rehearse(
 def _evaluated(plan: Plan, role: str, teacher: Size | None) -> bool:
     if role == "teacher":
         return teacher is not None and plan.teacher.live
-    return role != "control" or plan.may_have_control
+    return role == "student_before" or role in plan.trained
 
 
 def _teacher_dtype(plan: Plan) -> torch.dtype:
@@ -219,7 +219,7 @@ def _evaluators_writings(plan: Plan, splits: dict[str, Split], sizes: dict[str, 
 
 def _estimate(work: Work, device: str) -> dict[str, Any]:
     settings, train = work.plan.recipe.train, work.splits["train"]
-    models = 2 if work.plan.may_have_control else 1
+    models = len(work.plan.trained)
     tokens = settings.steps * settings.tokens_per_step
     heldout = sum(s.tokens for name, s in work.splits.items() if name != "train")
     reads = (train.tokens if work.plan.recorded else tokens) if work.plan.white_box else 0
@@ -269,7 +269,7 @@ def _reckoned(work: Work, device: str) -> dict[str, Any]:
     the matrix products at their measured speed."""
     plan, settings = work.plan, work.plan.recipe.train
     student, teacher = work.sizes["student"], work.sizes.get("teacher")
-    models = 2 if plan.may_have_control else 1
+    models = len(plan.trained)
     tokens = settings.steps * settings.tokens_per_step
     read = sum(s.tokens for s in work.splits.values())
     below = teacher.parameters if teacher else 0

@@ -20,9 +20,9 @@ from stillhouse.data.sources import describe, iter_source
 from stillhouse.data.tokens import TokenFile, open_tokens, write_tokens
 from stillhouse.models import vocabulary_size
 from stillhouse.preflight import Plan
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example, bytes_under, read_examples, write_examples
-from stillhouse.synthesis.base import Request
+from stillhouse.synthesis.base import Request, Synthesizer
 from stillhouse.workshop import render_settings
 
 _SAMPLE = 2000
@@ -91,8 +91,11 @@ def _read(plan: Plan, name: str, source: Source) -> tuple[list[Example], int, fl
         count = len(sample) + sum(1 for _ in examples)
     reading = time.perf_counter() - started
     for step in plan.steps if name == "train" else ():
-        requests.append(step.request(sample, count))
-        count = requests[-1].makes
+        if isinstance(step, Synthesizer):
+            requests.append(step.request(sample, count))
+            count = requests[-1].makes
+        elif (budget := step.budgeted()) is not None:
+            count = min(count, budget.rows)
     return sample, count, reading, requests
 
 

@@ -172,10 +172,10 @@ class Rehearsal(Workshop):
         if plan.recorded:
             found["score"] = Trial(seconds_of(lambda: write_signals(self)), 0)
             found["closeness"] = self._closeness()
-            found["prepare"] = Trial(seconds_of(lambda: self.signals.prepare(rendered)), 0)
+            found["prepare"] = Trial(seconds_of(lambda: self.signals().prepare(rendered)), 0)
         if plan.recipe.student.from_teacher is not None and self.teacher_lm is not None:
             found["calibrate"] = self._calibration(self.teacher_lm, rendered)
-        asked = self.signals if plan.white_box else None
+        asked = self.signals() if plan.white_box else None
         found |= rehearse_updates(self, "student", asked, plan.objectives)
         if plan.may_have_control:
             found |= rehearse_updates(self, "control", None, [CrossEntropy()])

@@ -112,6 +112,11 @@ class Work:
         return ["heldout", *away]
 
 
+def like(role: str) -> str:
+    """The model whose training takes as long: what is trained on random rows is trained like that on chosen ones."""
+    return {"random": "student", "random_control": "control"}.get(role, role)
+
+
 def stage_seconds(work: Work) -> dict[str, float]:
     """Every stage of the run, in its order."""
     plan, data = work.plan, work.splits
@@ -121,11 +126,12 @@ def stage_seconds(work: Work) -> dict[str, float]:
     )
     rendering = sum(s.render_seconds for s in data.values())
     if plan.recorded:
-        stages["score"] = _score(work) / work.processes
+        taught = 2 if plan.has_baselines else 1
+        stages["score"] = taught * _score(work) / work.processes
     if work.calibration:
         stages["initial"] = work.seconds("calibrate") * work.calibration / work.rehearsed["train"].tokens()
-    for role in ("student", "control") if plan.may_have_control else ("student",):
-        stages[f"train-{role}"] = _training(work, role)
+    for role in plan.trained:
+        stages[f"train-{role}"] = _training(work, like(role))
     stages["train-student"] += rendering + work.seconds("student compute")
     for place, role in enumerate(work.roles):
         player = "teacher" if role == "teacher" else "student"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillhouse.checking.rehearsing import Sample, shortened, writes
-from stillhouse.checking.seconds import Work
+from stillhouse.checking.seconds import Work, like
 from stillhouse.checking.updates import cut_update
 from stillhouse.data.batching import in_order
 from stillhouse.evaluation._logits import rows_at_once
@@ -42,11 +42,12 @@ def stage_bytes(work: Work, *, on_cpu: bool) -> dict[str, float]:
         stages["initial"] = base + teacher + max(reading, work.bytes("student weights"))
     opened = teacher if written or plan.white_box or work.calibration else 0.0
     sharded = work.processes if settings.shard == "always" else 1
-    for role in ("student", "control") if plan.may_have_control else ("student",):
+    for role in plan.trained:
         _, tokens = cut_update(settings)
-        update = _loosely(work, "student", tokens, work.bytes(f"{role} update") / tokens, loose)
+        alike = like(role)
+        update = _loosely(work, "student", tokens, work.bytes(f"{alike} update") / tokens, loose)
         aside = _evaluation(work, "student", loose, asked=False) if settings.evaluate_every else 0.0
-        stages[f"train-{role}"] = base + opened + work.bytes(f"{role} state") / sharded + max(update, aside)
+        stages[f"train-{role}"] = base + opened + work.bytes(f"{alike} state") / sharded + max(update, aside)
     for role in work.roles:
         player = "teacher" if role == "teacher" else "student"
         own = work.bytes("student weights") if player == "student" else 0.0

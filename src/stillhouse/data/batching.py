@@ -13,11 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.data.rendering import Rendered, Role
 from stillhouse.data.tokens import lengths
+from stillhouse.data.tokens import weights as example_weights
 from stillhouse.errors import DataError
 
 Row = int | list[int]
@@ -28,10 +31,16 @@ _WINDOW = 32
 
 
 class TokenSlice(NamedTuple):
-    """Facts about N token positions: the next token of each, and its role."""
+    """Facts about N token positions: the next token of each, its role, and what it counts where that is not 1."""
 
     targets_N: Tensor
     role_N: Tensor
+    weight_N: Tensor | None = None
+
+    def cut(self, rows: slice) -> TokenSlice:
+        """Those of some positions."""
+        weight_N = None if self.weight_N is None else self.weight_N[rows]
+        return TokenSlice(self.targets_N[rows], self.role_N[rows], weight_N)
 
 
 class Span(NamedTuple):
@@ -61,6 +70,7 @@ class TokenBatch:
         role_weights_R: what each role counts in the loss, shape [4]; None where all tokens count alike. A stream says
             what the mean over a role's tokens is to count; the loop, which knows the whole update, makes of it what one
             token counts.
+        weights_BT: what each token counts in the loss besides, by the weight of its example; None where all count 1.
     """
 
     ids: tuple[str, ...]
@@ -72,6 +82,7 @@ class TokenBatch:
     positions_BT: Tensor
     sizes: tuple[int, ...]
     role_weights_R: Tensor | None = None
+    weights_BT: Tensor | None = None
 
     @classmethod
     def of(cls, rendered: Sequence[Rendered], device: str | torch.device = "cpu") -> TokenBatch:
@@ -121,8 +132,14 @@ class TokenBatch:
         return owner_BT
 
     def select(self, rows_N: Tensor) -> TokenSlice:
-        """Targets and roles at flattened positions."""
-        return TokenSlice(self.targets_BT.flatten()[rows_N], self.role_BT.flatten()[rows_N])
+        """Targets, roles and weights at flattened positions."""
+        weight_N = None if self.weights_BT is None else self.weights_BT.flatten()[rows_N]
+        return TokenSlice(self.targets_BT.flatten()[rows_N], self.role_BT.flatten()[rows_N], weight_N)
+
+    def weighted(self, weights: Sequence[float]) -> TokenBatch:
+        """The batch with what each of its examples counts in the loss."""
+        each = torch.tensor([*weights, 1.0], device=self.tokens_BT.device)  # the last for padding, which is -1
+        return dataclasses.replace(self, weights_BT=each[self.examples_BT()])
 
     def digest(self, example: int) -> bytes:
         """A hash of one example's tokens and of which of them are trained; its neighbours do not count."""
@@ -145,7 +162,7 @@ class TokenBatch:
 
     def to(self, device: str | torch.device) -> TokenBatch:
         """The batch on another device."""
-        names = ("tokens_BT", "targets_BT", "trained_BT", "role_BT", "positions_BT", "role_weights_R")
+        names = ("tokens_BT", "targets_BT", "trained_BT", "role_BT", "positions_BT", "role_weights_R", "weights_BT")
         moved = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
         return dataclasses.replace(self, **moved)
 
@@ -164,7 +181,7 @@ class Batches:
     Every epoch shuffles anew from the seed, sorts by length within windows, fills batches and shuffles those.
     `state_dict` is two numbers, so that a stream continues at any batch, on any machine. Several processes share one
     stream by turns: with `turn=(1, 2)` this one takes every second batch, and all of them stand at the same place
-    after each round.
+    after each round. Examples that stand for several (`Rendered.weight`) count in the loss as many times the mean.
 
     Args:
         rendered: the examples as tokens.
@@ -206,6 +223,7 @@ class Batches:
         self.turn = turn
         weights = None if role_weights is None else [role_weights.get(role, 0.0) for role in Role]
         self._role_weights_R = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+        self._weights = _relative(example_weights(rendered))
         self._epoch, self._position = 0, 0
         self._plan = self._make_plan(0)
 
@@ -217,6 +235,8 @@ class Batches:
         chosen = [self._advance() for _ in range(processes)][mine]
         rows = [[row] if isinstance(row, int) else row for row in chosen]
         batch = TokenBatch.packed([[self.rendered[i] for i in row] for row in rows])
+        if self._weights is not None:
+            batch = batch.weighted([self._weights[i] for row in rows for i in row])
         return dataclasses.replace(batch, role_weights_R=self._role_weights_R)
 
     def batches_per_epoch(self) -> int:
@@ -255,6 +275,14 @@ class Batches:
                 plan += fill(alike, self._lengths, self.tokens_per_batch)
         draw.shuffle(plan)
         return plan
+
+
+def _relative(weights_E: NDArray[np.float64]) -> list[float] | None:
+    """Weights as shares of their mean, so that the learning rate means the same with and without them; None where all
+    are alike."""
+    if (weights_E == weights_E[0]).all():
+        return None
+    return (weights_E / weights_E.mean()).tolist()
 
 
 def pack(window: Sequence[int], sizes: Sequence[int], width: int, budget: int) -> list[list[list[int]]]:

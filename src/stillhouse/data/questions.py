@@ -9,7 +9,7 @@ from typing import Any
 
 from stillhouse.data.templates import fill
 from stillhouse.errors import DataError, did_you_mean
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example
 
 _ANSWERS = ("answer", "final")

@@ -21,7 +21,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.errors import DataError
-from stillhouse.recipe import Trace
+from stillhouse.recipe_data import Trace
 from stillhouse.records import Example, fingerprint
 
 
@@ -46,7 +46,7 @@ Encoded = tuple[list[int], list[Role], list[int]]
 @dataclass(frozen=True)
 class Rendered:
     """One example as tokens. All sequences have the same length T; `size` is the bytes of UTF-8 text behind the
-    trained targets."""
+    trained targets, `weight` how many examples this one stands for (`meta["weight"]`)."""
 
     id: str
     tokens: list[int]
@@ -54,6 +54,7 @@ class Rendered:
     trained: list[bool]
     role: list[int]
     size: int
+    weight: float = 1.0
 
 
 @dataclass
@@ -64,8 +65,8 @@ class Renderer:
         tokenizer: a fast tokenizer.
         max_length: the longest sequence in tokens, the end token included.
         train_on: roles whose tokens count in the loss; running text is all answer.
-        trace: what of a worked solution is rendered, and in which order; see `stillhouse.recipe.Trace`. Two tasks make
-            two of each example, `id/answer` and `id/rationale`.
+        trace: what of a worked solution is rendered, and in which order; see `stillhouse.recipe_data.Trace`. Two tasks
+            make two of each example, `id/answer` and `id/rationale`.
         overflow: what to do with an example longer than `max_length`; running text is cut into windows instead.
         notices: what happened on the way that a user should know, counted; read it after rendering.
     """
@@ -92,8 +93,9 @@ class Renderer:
             DataError: as `render`, when the example is reached.
         """
         for example in examples:
+            weight = _weight(example)
             for task in self._tasks(example):
-                yield from self._render(task)
+                yield from (replace(r, weight=weight) if weight != 1 else r for r in self._render(task))
 
     def prompt_ids(self, example: Example) -> list[int]:
         """What a model is given to answer: the prompt alone, ready to be continued."""
@@ -302,6 +304,16 @@ class Renderer:
             return []
         size = sum(n for n, counts in zip(sizes[1:], trained, strict=True) if counts)
         return [Rendered(name, ids[:-1], ids[1:], trained, [int(r) for r in roles[1:]], size)]
+
+
+def _weight(example: Example) -> float:
+    weight = example.meta.get("weight", 1.0)
+    if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise DataError(
+            f"Example {example.id!r} has the weight {weight!r}; it must be a positive number: how many examples it "
+            "stands for. Correct it, or leave the column `weight` out."
+        )
+    return float(weight)
 
 
 def _last_prompt(spans: Sequence[Span]) -> int:

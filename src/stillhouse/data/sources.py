@@ -23,7 +23,7 @@ from stillhouse.answers import MARKER, split_trace
 from stillhouse.data import arithmetic
 from stillhouse.data.templates import fill
 from stillhouse.errors import DataError, did_you_mean
-from stillhouse.recipe import Source
+from stillhouse.recipe_data import Source
 from stillhouse.records import Example
 
 _ROWS = 1024
@@ -64,6 +64,8 @@ def _examples(source: Source) -> Iterator[Example]:
     if first is None:
         raise DataError(f"{place} holds no examples. A data set needs at least one row.")
     columns = _map_columns(source, first[1], place)
+    if (named := source.id or ("id" if "id" in first[1] else None)) is not None:
+        columns = {"id": named, **columns}
     for number, row in chain([first], rows):
         example = _example(number, row, columns, source.template, place)
         yield example if source.rationale_until is None else _worked(example, source.rationale_until, number, place)
@@ -279,7 +281,8 @@ def _example(
             "to learn from. Fill it, remove the row, or map no completion where the teacher is to write it."
         )
     meta = {key: value for key, value in row.items() if key not in columns.values()}
-    return Example(id=f"{Path(place).stem}-{number}", meta=meta, **values)
+    name = values.pop("id", f"{Path(place).stem}-{number}")
+    return Example(id=name, meta=meta, **values)
 
 
 def _worked(example: Example, marker: str, number: int, place: str) -> Example:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stillhouse.errors import DataError, did_you_mean
-from stillhouse.recipe import PLACEHOLDER
+from stillhouse.recipe_data import PLACEHOLDER
 
 
 def fill(template: str, columns: Mapping[str, Any], setting: str, place: str) -> str:

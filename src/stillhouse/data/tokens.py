@@ -3,7 +3,7 @@
     tokens        of every example its inputs and the token after the last, so that the targets are the shift
     marks         of every target its role, and in the highest bit whether it is trained
     names         ids as UTF-8, one after another
-    index         of every example where the three begin, its length and its size
+    index         of every example where the three begin, its length, its size and its weight
     header.json   what was rendered how, what happened on the way, and the hash of each file above
 
 The folder is a cache of what the `Renderer` says (contract C1) and appears whole or not at all; one that does not fit
@@ -28,10 +28,19 @@ from stillhouse.data.rendering import Rendered, Renderer
 from stillhouse.errors import RunError
 from stillhouse.records import Example, fingerprint, fingerprint_file, read_examples, whole
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the files, or what the renderer makes of an example, change."""
 
-_INDEX = np.dtype([("start", "<i8"), ("name", "<i8"), ("size", "<i8"), ("length", "<i4"), ("name_length", "<i4")])
+_INDEX = np.dtype(
+    [
+        ("start", "<i8"),
+        ("name", "<i8"),
+        ("size", "<i8"),
+        ("length", "<i4"),
+        ("name_length", "<i4"),
+        ("weight", "<f8"),
+    ]
+)
 _FILES: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype("<i4"),
     "marks": np.dtype("u1"),
@@ -48,6 +57,7 @@ class TokenFile(Sequence[Rendered]):
 
     Attributes:
         lengths: tokens of each example, in order; no example is built for it.
+        weights: how many examples each stands for, likewise.
         notices: what happened while rendering, as `Renderer.notices`.
     """
 
@@ -59,6 +69,7 @@ class TokenFile(Sequence[Rendered]):
             _map(folder / name, dtype) for name, dtype in _FILES.items()
         )
         self.lengths: NDArray[np.int32] = np.ascontiguousarray(self._index["length"])
+        self.weights: NDArray[np.float64] = np.ascontiguousarray(self._index["weight"])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -72,7 +83,7 @@ class TokenFile(Sequence[Rendered]):
         return self._build(chosen) if isinstance(chosen, int) else [self._build(i) for i in chosen]
 
     def _build(self, i: int) -> Rendered:
-        start, name, size, length, name_length = self._index[i].item()
+        start, name, size, length, name_length, weight = self._index[i].item()
         tokens = self._tokens[start + i : start + i + length + 1].tolist()  # every example before has one token more
         marks = self._marks[start : start + length]
         return Rendered(
@@ -82,6 +93,7 @@ class TokenFile(Sequence[Rendered]):
             trained=(marks >= _TRAINED).tolist(),
             role=(marks & ~np.uint8(_TRAINED)).tolist(),
             size=size,
+            weight=weight,
         )
 
 
@@ -90,6 +102,13 @@ def lengths(rendered: Sequence[Rendered]) -> NDArray[np.int32]:
     if isinstance(rendered, TokenFile):
         return rendered.lengths
     return np.fromiter((len(r.tokens) for r in rendered), np.int32, len(rendered))
+
+
+def weights(rendered: Sequence[Rendered]) -> NDArray[np.float64]:
+    """How many examples each stands for, in order; of a `TokenFile` without reading one."""
+    if isinstance(rendered, TokenFile):
+        return rendered.weights
+    return np.fromiter((r.weight for r in rendered), np.float64, len(rendered))
 
 
 def open_tokens(
@@ -161,7 +180,8 @@ def _write_files(folder: Path, rendered: Iterable[Rendered]) -> None:
             tokens.write(np.array([*example.tokens, example.targets[-1]], _FILES["tokens"]).tobytes())
             marks.write((role | trained * np.uint8(_TRAINED)).tobytes())
             names.write(name)
-            index.write(np.array((start, name_start, example.size, length, len(name)), _INDEX).tobytes())
+            facts = (start, name_start, example.size, length, len(name), example.weight)
+            index.write(np.array(facts, _INDEX).tobytes())
             start, name_start = start + length, name_start + len(name)
 
 

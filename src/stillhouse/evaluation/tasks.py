@@ -17,7 +17,7 @@ from stillhouse.errors import DataError
 from stillhouse.evaluation._logits import nats, renderer_for, sum_by_example
 from stillhouse.evaluation.base import Evaluator, Heldout, Result
 from stillhouse.models import CausalLM, Sampling
-from stillhouse.recipe import PLACEHOLDER, Source
+from stillhouse.recipe_data import PLACEHOLDER, Source
 from stillhouse.statistics import Measurement, Metric
 
 

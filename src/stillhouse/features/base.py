@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.data.rendering import Renderer
-from stillhouse.errors import NeedsError
-from stillhouse.recipe import Component
+from stillhouse.errors import DataError, NeedsError
+from stillhouse.recipe_parts import Component
 from stillhouse.records import Example
 from stillhouse.student import Student
 from stillhouse.teachers.base import TeacherSession
@@ -64,10 +64,58 @@ class Features(ABC):
             DataError: an example that has no vector.
         """
 
+    def identity(self) -> Any:
+        """What decides the vectors besides the examples and the bench, for the store's fingerprint: the settings, and
+        what lies in the folder of a model that they name."""
+        return [type(self).__module__, repr(self)]
+
     def compute(self, examples: Sequence[Example], bench: FeatureBench | None = None) -> Matrix:
-        """All vectors in memory, [N, D]; an empty [0, 0] of no examples."""
-        found = list(self.blocks(examples, bench or FeatureBench())) if len(examples) else []
-        return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+        """All vectors in memory, [N, D]; an empty [0, 0] of no examples.
+
+        Raises:
+            NeedsError, DataError: as `blocks`; a vector that is not finite is named by its example.
+        """
+        vectors_ND = np.zeros((0, 0), np.float32)
+        start = 0
+        for block in checked(self, examples, bench or FeatureBench()):
+            if not start:  # filled as the blocks come, so that no row is held twice
+                vectors_ND = np.empty((len(examples), block.shape[1]), np.float32)
+            vectors_ND[start : start + len(block)] = block
+            start += len(block)
+        return vectors_ND
+
+
+def checked(features: Features, examples: Sequence[Example], bench: FeatureBench) -> Iterator[Matrix]:
+    """The blocks of all examples, each held to what `Features.blocks` promises; none of no examples.
+
+    Raises:
+        DataError: a vector that is not finite, named by its example, or not one vector an example.
+    """
+    who = type(features).__name__
+    done, width = 0, None
+    for block in features.blocks(examples, bench) if len(examples) else ():
+        if block.ndim != 2 or block.dtype != np.float32 or block.shape[1] != (width or block.shape[1]):
+            raise DataError(
+                f"{who} made a block of shape {block.shape} and {block.dtype}; expected [rows, {width or 'D'}] and "
+                "float32. This is a fault of these features, not of the data."
+            )
+        width = block.shape[1]
+        wrong = ~np.isfinite(block).all(axis=1)
+        if wrong.any() and done + len(block) <= len(examples):
+            name = examples[done + int(wrong.argmax())].id
+            raise DataError(
+                f"{who} gives example {name!r} a vector with NaN or infinity, the first of {int(wrong.sum())} in a "
+                f"block of {len(block)}. Look at that example, or use other features."
+            )
+        done += len(block)
+        if done > len(examples):
+            break
+        yield block
+    if done != len(examples):
+        raise DataError(
+            f"{who} made {done} vectors or more of {len(examples)} examples; expected one each. This is a fault of "
+            "these features, not of the data."
+        )
 
 
 def as_features(value: Any) -> Features:
@@ -78,14 +126,17 @@ def as_features(value: Any) -> Features:
 def text_of(example: Example) -> str:
     """What an example asks, in words: its prompt, its running text, or what was said in the conversation.
 
-    The answer is left out: a selector that saw it would choose by the label.
+    The answer is left out: a selector that saw it would choose by the label. Half a character (a lone surrogate, which
+    JSON can hold and UTF-8 cannot) becomes U+FFFD, because libraries below Python refuse a text with one.
 
     >>> text_of(Example(id="a", prompt="2 + 2 =", completion="4"))
     '2 + 2 ='
     """
     if example.messages is not None:
-        return "\n".join(m["content"] for m in example.messages if m["role"] != "assistant")
-    return (example.prompt if example.prompt is not None else example.text) or ""
+        text = "\n".join(m["content"] for m in example.messages if m["role"] != "assistant")
+    else:
+        text = (example.prompt if example.prompt is not None else example.text) or ""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def require_student(bench: FeatureBench, who: str) -> tuple[Student, Renderer]:

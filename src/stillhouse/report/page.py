@@ -15,6 +15,7 @@ from stillhouse.report.numbers import fixed, is_number
 from stillhouse.report.reading import Run, detail, model_name, read_run
 from stillhouse.report.story import tell
 from stillhouse.report.svg import key
+from stillhouse.report.weighing import weights_of
 from stillhouse.report.writing import fill, write_pages
 
 
@@ -54,6 +55,7 @@ def report_context(run: Run) -> dict[str, Any]:
         "kinds": tables.sample_kinds(run),
         "sampled": len(run.samples),
         "committee": committee_of(run),
+        "weights": weights_of(run),
         "costs": tables.costs(run),
         "stages": charts.stage_figure(run),
         "choices": tables.choices(run),

@@ -14,14 +14,23 @@ from stillhouse.errors import RunError
 from stillhouse.report.numbers import Metric, is_number
 
 FORMAT = 1
-MODELS = ("teacher", "student_before", "control", "student")
+MODELS = ("teacher", "student_before", "random_control", "random", "control", "student")
 NAMES = {
     "teacher": "teacher",
     "student_before": "student before",
+    "random_control": "random rows (plain)",
+    "random": "random rows (distilled)",
     "control": "control (plain training)",
     "student": "student (distilled)",
 }
-SHORT = {"student_before": "before", "control": "control", "student": "student", "teacher": "teacher"}
+SHORT = {
+    "teacher": "teacher",
+    "student_before": "before",
+    "random_control": "random, plain",
+    "random": "random rows",
+    "control": "control",
+    "student": "student",
+}
 
 
 def model_name(model: str) -> str:

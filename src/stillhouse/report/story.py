@@ -11,6 +11,7 @@ from stillhouse.report.reading import Comparison, Evaluation, Interval
 Verdict = Literal["better", "worse", "unresolved", "unknown"]
 CONTROL = "student - control"
 BEFORE = "student - student_before"
+RANDOM = "student - random"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def tell(evaluation: Evaluation) -> Headline:
         opening = Sentence(f"This run has no headline, because {lack}")
         return Headline("unknown", (opening, *missing_control(evaluation)))
     verdict, worth = worth_of_distilling(evaluation, metric)
-    sentences = [kept(evaluation, metric), *worth]
+    sentences = [kept(evaluation, metric), *worth, *worth_of_choosing(evaluation, metric)]
     before = evaluation.comparison(BEFORE, metric.id)
     if before is not None and verdict_of(before, metric) == "worse":
         sentences.append(Sentence("It is worse than the same student before training", evidence(before, metric, True)))
@@ -121,6 +122,21 @@ def worth_of_distilling(evaluation: Evaluation, metric: Metric) -> tuple[Verdict
     else:
         claim = f"Distilling did harm: it is {size} higher than after plain training on the same data"
     return verdict, (Sentence(claim, proof),)
+
+
+def worth_of_choosing(evaluation: Evaluation, metric: Metric) -> tuple[Sentence, ...]:
+    """What choosing the data added: the student against one on as many random rows, with the same teacher."""
+    comparison = evaluation.comparison(RANDOM, metric.id)
+    if comparison is None or not is_number(comparison.difference):
+        return ()
+    verdict = verdict_of(comparison, metric)
+    amount = metric.difference(comparison.difference, comparison.half_width, unit=True)
+    claim = {
+        "unresolved": "Whether choosing the rows helped is unresolved: random ones do as well within the noise",
+        "better": f"Choosing the rows is worth {amount} over as many random ones with the same teacher",
+        "worse": f"Choosing the rows did harm: {amount} against as many random ones with the same teacher",
+    }.get(verdict, f"Choosing the rows changes it by {amount} over as many random ones")
+    return (Sentence(claim, evidence(comparison, metric, verdict == "unresolved")),)
 
 
 def missing_control(evaluation: Evaluation, metric: Metric | None = None) -> tuple[Sentence, ...]:

@@ -133,14 +133,15 @@ def marker(model: str, x: float, y: float, tip: str = "", radius: float = 4.5) -
     """A model's marker: colour and shape both say which model it is."""
     r, wide, tall = radius, 1.2 * radius, 2 * radius
     title = f"<title>{xml(tip)}</title>" if tip else ""
-    style = f'class="mark {tone(model)}"'
+    hollow = "hollow " if model.startswith("random") or model == "student_before" else ""
+    style = f'class="mark {hollow}{tone(model)}"'
     if model == "teacher":
         path = f"M{x:.1f} {y - wide:.1f}l{wide:.1f} {wide:.1f}l{-wide:.1f} {wide:.1f}l{-wide:.1f} {-wide:.1f}z"
         return f'<path d="{path}" {style}>{title}</path>'
-    if model == "control":
+    if model in ("control", "random_control"):
         return f'<path d="M{x:.1f} {y - 1.1 * r:.1f}l{wide:.1f} {tall:.1f}h{-2 * wide:.1f}z" {style}>{title}</path>'
-    if model == "student_before":
-        r, style = r - 0.5, f'class="mark hollow {tone(model)}"'
+    if hollow:
+        r -= 0.5
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {style}>{title}</circle>'
 
 

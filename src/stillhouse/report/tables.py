@@ -24,6 +24,8 @@ COST_TITLES = {
     "teacher_signals_asked": "Examples whose signals were asked for",
     "student_tokens_trained": "Tokens the student trained on",
     "control_tokens_trained": "Tokens the control trained on",
+    "random_tokens_trained": "Tokens the student on random rows trained on",
+    "random_control_tokens_trained": "Tokens the control on random rows trained on",
 }
 # What a pair of models shows when they disagree, in the order in which samples are drawn from the kinds in turn.
 DISAGREEMENTS = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class MinHash:
             raise MissingExtraError(
                 'deduplicate with how: minhash needs rensa, which is not installed: pip install "stillhouse[data]"'
             )
-        sketch = import_module("rensa").RMinHash
+        rensa: Any = import_module("rensa")
 
         self._signatures_MP = np.empty((len(rows_M), _FUNCTIONS), np.uint32)
         self._places_M = np.argsort(rows_M, kind="stable")
@@ -73,7 +73,7 @@ class MinHash:
         with tempfile.TemporaryFile() as spill:
             for block in runs_of_words((text_of(examples[row]) for row in rows_M[self._places_M].tolist()), length):
                 offsets = np.concatenate([[0], block.ends]).astype(np.uint64)
-                signed = sketch.digest_matrix_from_flat_token_hashes(block.hashes_S, offsets, _FUNCTIONS, _SEED)
+                signed = rensa.RMinHash.digest_matrix_from_flat_token_hashes(block.hashes_S, offsets, _FUNCTIONS, _SEED)
                 size = len(block.ends)
                 values = np.fromiter(chain.from_iterable(signed.to_rows()), np.uint32, size * _FUNCTIONS)
                 self._signatures_MP[self._places_M[done : done + size]] = values.reshape(size, _FUNCTIONS)

@@ -64,6 +64,13 @@ class Selection:
     clusters: NDArray[np.int64] | None = None
 
 
+class Budget(NamedTuple):
+    """How many rows are chosen, and of which groups equally many (see `VectorSelector.by`)."""
+
+    rows: int
+    by: str | None
+
+
 class Picked(NamedTuple):
     """The numbers of a choice among vectors: see `Selection`."""
 
@@ -79,8 +86,6 @@ class Selector(ABC):
     family: ClassVar[str] = "selector"
     needs: ClassVar[frozenset[str]] = frozenset()
     """What it needs of the teacher, in the words of `Objective.needs`."""
-    of_text: ClassVar[bool] = True
-    """Whether the text of the examples is enough; False where a student or a teacher takes part."""
 
     @abstractmethod
     def choose(self, examples: Sequence[Example], bench: SelectionBench) -> Selection:
@@ -89,6 +94,11 @@ class Selector(ABC):
         Raises:
             DataError: nothing to choose from, or less than the budget.
         """
+
+    def budgeted(self) -> Budget | None:
+        """What could as well be drawn at random, which runs then train on as well; None of what cleans, as duplicates
+        are left out, and of what draws at random itself."""
+        return None
 
     def select(self, examples: Sequence[Example], bench: SelectionBench | None = None) -> Iterator[Example]:
         """The chosen examples in the order in which they were given; `meta["selected_by"]` says how each was chosen,
@@ -128,7 +138,7 @@ class VectorSelector(Selector):
         features: what vectors, by name; the TF-IDF of the text where nothing is said.
         by: choose equally many rows of each value of `completion`, or of a column of `meta`; none looks at all rows
             together.
-        seed: of what is drawn.
+        seed: of what is drawn; in a recipe the run's own where none is given.
     """
 
     budget: int
@@ -142,6 +152,11 @@ class VectorSelector(Selector):
     def __post_init__(self) -> None:
         if self.budget < 1:
             raise ValueError(f"budget is {self.budget}; it must be at least 1 row")
+        object.__setattr__(self, "needs", self.features.needs)  # what its vectors are computed with
+
+    def budgeted(self) -> Budget | None:
+        """Its budget."""
+        return Budget(self.budget, self.by)
 
     @abstractmethod
     def pick(self, vectors_ND: Matrix, count: int, rng: np.random.Generator) -> Picked:

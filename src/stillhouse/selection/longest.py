@@ -10,7 +10,7 @@ import numpy as np
 from stillhouse.records import Example
 from stillhouse.registry import name_of
 from stillhouse.selection._text import best_first
-from stillhouse.selection.base import Picked, Selection, SelectionBench, Selector, join, split_by
+from stillhouse.selection.base import Budget, Picked, Selection, SelectionBench, Selector, join, split_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,10 @@ class Longest(Selector):
     def __post_init__(self) -> None:
         if self.budget < 1:
             raise ValueError(f"budget is {self.budget}; it must be at least 1 row")
+
+    def budgeted(self) -> Budget | None:
+        """Its budget."""
+        return Budget(self.budget, self.by)
 
     def choose(self, examples: Sequence[Example], bench: SelectionBench) -> Selection:
         """Rows of all groups, one group after another, the longest of each first.

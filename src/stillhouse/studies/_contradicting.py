@@ -19,7 +19,7 @@ from stillhouse.auroc import auroc
 from stillhouse.consensus._contradictions import MODES, Contradictions, Mode, Planted
 from stillhouse.consensus.base import Consensus, ConsensusRule, Vote
 from stillhouse.data.arithmetic import generate
-from stillhouse.recipe import Section
+from stillhouse.recipe_parts import Section
 from stillhouse.statistics import Measurement, compare, estimate
 from stillhouse.studies._choosing import measured
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stillhouse.recipe import Name, Section
+from stillhouse.recipe_parts import Name, Section
 from stillhouse.report.findings import Findings, write_findings
 from stillhouse.runs import RunFolder, environment
 from stillhouse.workshop import Progress, silent

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from stillhouse.consensus.base import ConsensusRule
 from stillhouse.errors import RecipeError
-from stillhouse.recipe import Component, Section
+from stillhouse.recipe_parts import Component, Section
 from stillhouse.records import fingerprint_file
 from stillhouse.report.charts import Figure
 from stillhouse.report.findings import Findings, Table

@@ -14,7 +14,7 @@ from stillhouse import registry
 from stillhouse.auroc import Area, area, difference
 from stillhouse.locating import fingerprint_model
 from stillhouse.models import CausalLM
-from stillhouse.recipe import Section, TraceSignalName, once_each
+from stillhouse.recipe_parts import Section, TraceSignalName, once_each
 from stillhouse.records import fingerprint_file, whole
 from stillhouse.report.findings import Findings
 from stillhouse.runs import RunFolder

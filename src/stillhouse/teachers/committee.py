@@ -21,7 +21,7 @@ from stillhouse.data.batching import TokenBatch
 from stillhouse.data.rendering import Rendered
 from stillhouse.errors import DataError, NeedsError
 from stillhouse.models import Sampling, vocabulary_size
-from stillhouse.recipe import Component
+from stillhouse.recipe_parts import Component
 from stillhouse.records import Example, fingerprint
 from stillhouse.registry import name_of
 from stillhouse.signals.kinds import Combine, Mixture

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
+from stillhouse.condensation._contract import check_condenser
 from stillhouse.consensus._contract import check_consensus_rule
 from stillhouse.contract import check_settings, demand
 from stillhouse.data.batching import TokenBatch, TokenSlice
 from stillhouse.evaluation._contract import check_evaluator
+from stillhouse.features._contract import check_features
 from stillhouse.models import Sampling, vocabulary_size
 from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.records import Example
@@ -33,8 +35,10 @@ from stillhouse.traces._contract import check_trace_signal
 from stillhouse.tracking._contract import check_tracker
 
 __all__ = [
+    "check_condenser",
     "check_consensus_rule",
     "check_evaluator",
+    "check_features",
     "check_objective",
     "check_synthesizer",
     "check_teacher",

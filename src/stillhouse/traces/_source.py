@@ -12,7 +12,8 @@ from pydantic import Field
 from stillhouse.answers import number
 from stillhouse.data.sources import iter_source
 from stillhouse.errors import DataError, did_you_mean
-from stillhouse.recipe import Section, Source
+from stillhouse.recipe_data import Source
+from stillhouse.recipe_parts import Section
 from stillhouse.records import Example
 from stillhouse.traces.base import Trace
 

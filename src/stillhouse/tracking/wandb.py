@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _FINISH_SECONDS = 60
 """How long the end of a run waits for the network; what has not arrived by then lies on disk for `wandb sync`."""
-_TRAINED = ("student", "control")
+_TRAINED = ("student", "control", "random", "random_control")
 _OFFLINE = ("offline", "dryrun")
 
 

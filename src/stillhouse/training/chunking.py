@@ -140,15 +140,22 @@ class _Work(NamedTuple):
         for block in places.split(_block(logits_NW)):
             here = slice(int(block[0]), int(block[-1]) + 1) if len(block) < len(rows_N) else slice(None)
             few = signal if signal is None or len(block) == len(rows_N) else signal.select(block)
-            yield logits_NW[here], few, TokenSlice(*(fact[here] for fact in tokens))
+            yield logits_NW[here], few, tokens.cut(here)
 
     def block_parts(self, logits_RW: Tensor, signal: Signal | None, tokens: TokenSlice) -> Tensor:
         losses = [_loss_of(objective, self.lm.vocabulary, self.compiled) for objective in self.objectives]
+        counts_R = self._counts(tokens)
+        if counts_R is None:
+            return torch.stack([loss(logits_RW, signal, tokens).sum() for loss in losses]).float()
+        return torch.stack([(loss(logits_RW, signal, tokens) * counts_R).sum() for loss in losses]).float()
+
+    def _counts(self, tokens: TokenSlice) -> Tensor | None:
+        """What each token counts, by its role and its example; None where all count 1."""
         by_role = self.batch.role_weights_R
         if by_role is None:
-            return torch.stack([loss(logits_RW, signal, tokens).sum() for loss in losses]).float()
-        weights_R = by_role[tokens.role_N.long()]
-        return torch.stack([(loss(logits_RW, signal, tokens) * weights_R).sum() for loss in losses]).float()
+            return tokens.weight_N
+        of_role_R = by_role[tokens.role_N.long()]
+        return of_role_R if tokens.weight_N is None else of_role_R * tokens.weight_N
 
     def weights(self) -> Tensor:
         return torch.tensor([objective.weight for objective in self.objectives], device=self.batch.tokens_BT.device)
