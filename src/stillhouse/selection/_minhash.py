@@ -69,9 +69,12 @@ class MinHash:
         self._signatures_MP = np.empty((len(rows_M), _FUNCTIONS), np.uint32)
         self._places_M = np.argsort(rows_M, kind="stable")
         self._rank_M = np.argsort(self._places_M, kind="stable")
+        wanted_N = np.zeros(len(examples), bool)
+        wanted_N[rows_M] = True
+        texts = (text_of(example) for example, wanted in zip(examples, wanted_N, strict=True) if wanted)
         ends, done = [np.zeros(1, np.int64)], 0
         with tempfile.TemporaryFile() as spill:
-            for block in runs_of_words((text_of(examples[row]) for row in rows_M[self._places_M].tolist()), length):
+            for block in runs_of_words(texts, length):
                 offsets = np.concatenate([[0], block.ends]).astype(np.uint64)
                 signed = rensa.RMinHash.digest_matrix_from_flat_token_hashes(block.hashes_S, offsets, _FUNCTIONS, _SEED)
                 size = len(block.ends)

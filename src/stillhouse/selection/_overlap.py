@@ -47,7 +47,7 @@ class Items:
         order_R = np.argsort(hashes_R, kind="stable")
         self._item_R, self._start_R = self._item_R[order_R], self._start_R[order_R]
         self._runs_U, self._begin_U = np.unique(hashes_R[order_R], return_index=True)
-        self._end_U = np.append(self._begin_U[1:], len(hashes_R))
+        self._end_U = np.append(self._begin_U, len(hashes_R))[1:]
         spread_U = np.array([len(np.unique(self._item_R[a:b])) for a, b in self._spans()], np.int64)
         self._counts_U = spread_U <= max(1.0, _OF_ITEMS * len(self._ids))
 
