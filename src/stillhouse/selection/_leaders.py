@@ -79,9 +79,9 @@ def down_to(budget: int, likeness: Likeness, who: str) -> tuple[Found, float]:
     below = likeness.at(low)
     if below.count > budget:
         raise DataError(
-            f"{who} should leave {budget} rows; even at the threshold {low} it leaves {below.count}, because the others "
-            "are not alike. Raise its budget, compare by how: semantic, or follow it by a selector that chooses among "
-            "different rows, such as k_center."
+            f"{who} should leave {budget} rows; even at the threshold {low} it leaves {below.count}, because the "
+            "others are not alike. Raise its budget, compare by how: semantic, or follow it by a selector that chooses "
+            "among different rows, such as k_center."
         )
     for _ in range(_HALVINGS):
         if above.count == budget or below.count == budget:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,16 +64,19 @@ class MinHash:
             raise MissingExtraError(
                 'deduplicate with how: minhash needs rensa, which is not installed: pip install "stillhouse[data]"'
             )
-        from rensa import RMinHash
+        rensa: Any = import_module("rensa")
 
         self._signatures_MP = np.empty((len(rows_M), _FUNCTIONS), np.uint32)
         self._places_M = np.argsort(rows_M, kind="stable")
         self._rank_M = np.argsort(self._places_M, kind="stable")
+        wanted_N = np.zeros(len(examples), bool)
+        wanted_N[rows_M] = True
+        texts = (text_of(example) for example, wanted in zip(examples, wanted_N, strict=True) if wanted)
         ends, done = [np.zeros(1, np.int64)], 0
         with tempfile.TemporaryFile() as spill:
-            for block in runs_of_words((text_of(examples[row]) for row in rows_M[self._places_M].tolist()), length):
+            for block in runs_of_words(texts, length):
                 offsets = np.concatenate([[0], block.ends]).astype(np.uint64)
-                signed = RMinHash.digest_matrix_from_flat_token_hashes(block.hashes_S, offsets, _FUNCTIONS, _SEED)
+                signed = rensa.RMinHash.digest_matrix_from_flat_token_hashes(block.hashes_S, offsets, _FUNCTIONS, _SEED)
                 size = len(block.ends)
                 values = np.fromiter(chain.from_iterable(signed.to_rows()), np.uint32, size * _FUNCTIONS)
                 self._signatures_MP[self._places_M[done : done + size]] = values.reshape(size, _FUNCTIONS)

@@ -1,19 +1,25 @@
-"""How much of an evaluation item a row holds: the share of its words that lie in runs of words they have in common."""
+"""How much of an evaluation item a row holds: the share of its words that lie in runs of words they have in common.
+
+Shapes: I items, W words of all of them, R places of runs, U different runs, H runs that rows have in common with items.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stillhouse.features.base import text_of
 from stillhouse.records import Example
-from stillhouse.selection._text import Block, digests, runs_of_words, words
+from stillhouse.selection._text import Hashes, Rows, digests, runs_of_words, words
 
-_TEMPLATE = 0.02
-"""A run of words in more than this share of the items, and in two at least, belongs to how they are asked."""
+Floats = NDArray[np.float64]
+
+_OF_ITEMS, _OF_ROWS, _FEW = 0.02, 0.01, 10
+"""A run of words in more than this share of the items (and in two of them), or in more than this share of the rows (and
+in more than a few), belongs to how things are asked or set, not to one item."""
 
 
 class Overlap(NamedTuple):
@@ -28,61 +34,96 @@ class Items:
 
     def __init__(self, items: Sequence[Example], length: int) -> None:
         """Items with the same text are one; those with less than `length` words of their own are only found whole."""
-        self.length = length
+        self._length = length
         different = {tuple(digest): item for digest, item in zip(digests(items).tolist(), items, strict=True)}
         self._whole = {digest: item.id for digest, item in different.items()}
-        chosen = [(item.id, found) for item in different.values() if len(found := words(text_of(item))) >= length]
-        self._ids = [name for name, _ in chosen]
-        self._words = [found for _, found in chosen]
-        self._own = [set(range(len(found))) for found in self._words]
-        self._places = self._index(max(1.0, _TEMPLATE * len(different)))
-        self._hashes = np.array(sorted(self._places), np.uint64)
-
-    def _index(self, allowed: float) -> dict[int, list[tuple[int, int]]]:
-        """Where each run occurs, as item and first word, those of a template left out; its words are no item's own."""
-        found: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        texts = (" ".join(item) for item in self._words)
-        each = (runs for block in runs_of_words(texts, self.length) for runs in _split(block))
-        for number, runs in enumerate(each):
-            for start, run in enumerate(runs.tolist()):
-                found[run].append((number, start))
-        for run, places in list(found.items()):
-            if len({item for item, _ in places}) > allowed:
-                del found[run]
-                for item, start in places:
-                    self._own[item].difference_update(range(start, start + self.length))
-        return found
+        self._ids = [item.id for item in different.values()]
+        self._words = [words(text_of(item)) for item in different.values()]
+        sizes = [len(found) for found in self._words]
+        self._begins = np.cumsum([0, *sizes])[:-1]
+        self._item_W = np.repeat(np.arange(len(sizes)), sizes)
+        self._own_W = np.ones(len(self._item_W), bool)
+        hashes_R, self._item_R, self._start_R = self._runs()
+        order_R = np.argsort(hashes_R, kind="stable")
+        self._item_R, self._start_R = self._item_R[order_R], self._start_R[order_R]
+        self._runs_U, self._begin_U = np.unique(hashes_R[order_R], return_index=True)
+        self._end_U = np.append(self._begin_U, len(hashes_R))[1:]
+        spread_U = np.array([len(np.unique(self._item_R[a:b])) for a, b in self._spans()], np.int64)
+        self._counts_U = spread_U <= max(1.0, _OF_ITEMS * len(self._ids))
 
     def same(self, digest: Sequence[int]) -> str | None:
         """The item whose text has this digest."""
         return self._whole.get(tuple(digest))
 
-    def overlaps(self, examples: Sequence[Example]) -> Iterator[Overlap]:
-        """Of every example, in turn, the item that it holds most of; a share of 0 where it has no run in common."""
-        row = 0
-        for block in runs_of_words((whole_text(example) for example in examples), self.length):
-            places = np.searchsorted(self._hashes, block.hashes_S)
-            places[places == len(self._hashes)] = 0
-            known = self._hashes[places] == block.hashes_S if len(self._hashes) else np.zeros(len(places), bool)
-            for runs, hits in zip(_split(block), _split(Block(known, block.ends)), strict=True):
-                yield self._most(examples[row], set(runs[hits].tolist())) if hits.any() else Overlap(0.0, "")
-                row += 1
+    def overlaps(self, examples: Sequence[Example], sure_from: float) -> dict[int, Overlap]:
+        """Of every example that has a run in common with an item the item that it holds most of; where the share is
+        at least `sure_from`, the runs were compared word by word."""
+        row_H, run_H = self._meet(examples)
+        often_U = np.bincount(run_H, minlength=len(self._runs_U))
+        counts_U = self._counts_U & (often_U <= max(_FEW, _OF_ROWS * len(examples)))
+        self._own_W[self._covered(np.flatnonzero(~counts_U))] = False
+        own_I = np.bincount(self._item_W[self._own_W], minlength=len(self._ids))
+        least_I = np.where(own_I >= self._length, own_I, np.inf)  # of too few words no share is large
+        counted = counts_U[run_H]
+        rows, begins = np.unique(row_H[counted], return_index=True)
+        met = zip(rows.tolist(), np.split(run_H[counted], begins[1:]), strict=False)
+        return {row: self._most(examples[row], runs, least_I, sure_from) for row, runs in met}
 
-    def _most(self, example: Example, runs: set[int]) -> Overlap:
+    def _runs(self) -> tuple[Hashes, Rows, Rows]:
+        """The hash of every run, its item and its first word."""
+        blocks = list(runs_of_words((" ".join(found) for found in self._words), self._length))
+        hashes_R = np.concatenate([block.hashes_S for block in blocks])
+        sizes = np.concatenate([np.diff(block.ends, prepend=0) for block in blocks])
+        item_R = np.repeat(np.arange(len(sizes)), sizes)
+        start_R = np.arange(len(item_R)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        long = np.array([len(found) >= self._length for found in self._words])[item_R]
+        return hashes_R[long], item_R[long], start_R[long]
+
+    def _meet(self, examples: Sequence[Example]) -> tuple[Rows, Rows]:
+        """Rows and the runs that they have in common with items, each pair once, by rows; those of a template left out
+        as far as the items tell."""
+        pairs, row = [np.zeros((0, 2), np.int64)], 0
+        for block in runs_of_words((whole_text(example) for example in examples), self._length):
+            if len(self._runs_U):
+                run_S = np.minimum(np.searchsorted(self._runs_U, block.hashes_S), len(self._runs_U) - 1)
+                met = np.flatnonzero((self._runs_U[run_S] == block.hashes_S) & self._counts_U[run_S])
+                rows = row + np.searchsorted(block.ends, met, side="right")
+                pairs.append(np.unique(np.stack([rows, run_S[met]], axis=1), axis=0))
+            row += len(block.ends)
+        found = np.concatenate(pairs)
+        return found[:, 0], found[:, 1]
+
+    def _most(self, example: Example, runs: Rows, own_I: Floats, sure_from: float) -> Overlap:
+        best = self._best(runs, own_I)
+        if best.share < sure_from:
+            return best
         held = words(whole_text(example))
-        true = {tuple(held[start : start + self.length]) for start in range(len(held) - self.length + 1)}
-        covered: dict[int, set[int]] = defaultdict(set)
-        for run in runs:
-            for item, start in self._places[run]:
-                if tuple(self._words[item][start : start + self.length]) in true:
-                    covered[item].update(range(start, start + self.length))
-        shares = [
-            (len(places & self._own[item]) / len(self._own[item]), -item)
-            for item, places in covered.items()
-            if len(self._own[item]) >= self.length
-        ]
-        share, item = max(shares, default=(0.0, 0))
-        return Overlap(share, self._ids[-item] if share else "")
+        true = {tuple(held[start : start + self._length]) for start in range(len(held) - self._length + 1)}
+        return self._best(np.array([run for run in runs.tolist() if self._run(run) in true], np.int64), own_I)
+
+    def _best(self, runs: Rows, own_I: Floats) -> Overlap:
+        covered = self._covered(runs)
+        items, held = np.unique(self._item_W[covered[self._own_W[covered]]], return_counts=True)
+        if not len(items):
+            return Overlap(0.0, "")
+        shares = held / own_I[items]
+        best = int(shares.argmax())
+        return Overlap(float(shares[best]), self._ids[items[best]])
+
+    def _covered(self, runs: Rows) -> Rows:
+        """The places, among the words of all items, that runs cover wherever they occur."""
+        begins, counts = self._begin_U[runs], self._end_U[runs] - self._begin_U[runs]
+        places = np.repeat(begins - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        first = self._begins[self._item_R[places]] + self._start_R[places]
+        return np.unique(first[:, None] + np.arange(self._length))
+
+    def _run(self, run: int) -> tuple[str, ...]:
+        place = self._begin_U[run]
+        start = self._start_R[place]
+        return tuple(self._words[self._item_R[place]][start : start + self._length])
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        return zip(self._begin_U.tolist(), self._end_U.tolist(), strict=True)
 
 
 def whole_text(example: Example) -> str:
@@ -91,10 +132,3 @@ def whole_text(example: Example) -> str:
         return "\n".join(m["content"] for m in example.messages)
     parts = (example.prompt, example.rationale, example.completion, example.text)
     return "\n".join(part for part in parts if part)
-
-
-def _split(block: Block) -> Iterator[np.ndarray]:
-    start = 0
-    for end in block.ends.tolist():
-        yield block.hashes_S[start:end]
-        start = end

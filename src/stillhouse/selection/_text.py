@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ def best_first(examples: Sequence[Example], who: str) -> tuple[NDArray[np.float6
     lengths_N = np.fromiter((len(words(_answer_of(example))) for example in examples), np.float64, len(examples))
     names = [example.id for example in examples]
     order_N = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
-    twice = [names[a] for a, b in zip(order_N[:-1], order_N[1:], strict=True) if names[a] == names[b]]
+    twice = [names[a] for a, b in pairwise(order_N.tolist()) if names[a] == names[b]]
     if twice:
         shown = ", ".join(repr(name) for name in list(Counter(twice))[:3])
         raise DataError(

@@ -10,7 +10,7 @@ import numpy as np
 from stillhouse.errors import DataError
 from stillhouse.records import Example
 from stillhouse.registry import name_of
-from stillhouse.selection._overlap import Items
+from stillhouse.selection._overlap import Items, Overlap
 from stillhouse.selection._text import digests
 from stillhouse.selection.base import Selection, SelectionBench, Selector
 
@@ -24,8 +24,9 @@ class Decontaminate(Selector):
     `threshold` of the item's words lie in runs of `ngram` words that the row, its answer included, has too: the rule of
     Tulu 3 (Lambert et al. 2024, arXiv 2411.15124). Runs are found by their hashes and then compared word by word.
 
-    Runs that more than one in fifty items share belong to the template of a prompt, and their words do not count. An
-    item with fewer than `ngram` words of its own is found only as a whole.
+    Runs that two items and more than one in fifty share, or more than ten rows and one in a hundred, belong to the
+    template of a prompt or to the way a source sets its texts; their words do not count. An item with fewer than
+    `ngram` words of its own is found only as a whole.
 
     Attributes:
         ngram: words of a run.
@@ -59,14 +60,16 @@ class Decontaminate(Selector):
             )
         items = Items(bench.heldout, self.ngram)
         shares = np.zeros(len(examples))
+        overlaps = items.overlaps(examples, self.threshold)
         whole, nearly = list[str](), list[str]()
-        for row, (digest, found) in enumerate(zip(digests(examples), items.overlaps(examples), strict=True)):
-            shares[row] = found.share
+        for row, digest in enumerate(digests(examples)):
+            share, item = overlaps.get(row, Overlap(0.0, ""))
+            shares[row] = share
             if (same := items.same(digest.tolist())) is not None:
                 whole.append(same)
                 shares[row] = 1
-            elif found.share >= self.threshold:
-                nearly.append(found.item)
+            elif share >= self.threshold:
+                nearly.append(item)
         for what, gone in {"ask the same as": whole, "hold most of": nearly}.items():
             if gone:
                 bench.notes[f"rows that {what} an evaluation item left out ({_names(gone)})"] += len(gone)

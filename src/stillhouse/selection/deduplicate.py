@@ -24,6 +24,7 @@ from stillhouse.selection._text import best_first, digests
 from stillhouse.selection.base import Selection, SelectionBench, Selector
 
 _THRESHOLDS = {"minhash": 0.7, "semantic": 0.9}
+_TFIDF = Tfidf()
 _NAMED = 3
 """Rows that a reason names."""
 
@@ -57,7 +58,7 @@ class Deduplicate(Selector):
     threshold: float | None = None
     budget: int | None = None
     ngram: int = 3
-    features: Annotated[Features, PlainValidator(as_features)] = Tfidf()
+    features: Annotated[Features, PlainValidator(as_features)] = _TFIDF
 
     def __post_init__(self) -> None:
         if self.how != "exact" and self.how not in _THRESHOLDS:
@@ -76,6 +77,8 @@ class Deduplicate(Selector):
             raise ValueError(f"budget is {self.budget}; it must be at least 1 row")
         if self.ngram < 1:
             raise ValueError(f"ngram is {self.ngram}; it must be at least 1 word")
+        if self.how == "semantic":
+            object.__setattr__(self, "needs", self.features.needs)  # what its vectors are computed with
 
     def choose(self, examples: Sequence[Example], bench: SelectionBench) -> Selection:
         """The rows that stay, best first, with the words of their answers as scores.
