@@ -74,7 +74,7 @@ class CondenseText(Study):
     Attributes:
         data: texts.
         embeddings: a static embedding model (Model2Vec), a folder or hub name: the vectors of words.
-        language_model: a causal language model that judges the texts; null for none.
+        language_model: a causal language model that judges texts at the first budget; null for none.
         fluency_weight: of its log-probability in a text's score.
         places: pieces of a text; what is longer is cut.
         per_class: rows of a class, one budget after another.
