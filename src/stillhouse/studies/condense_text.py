@@ -154,7 +154,7 @@ class CondenseText(Study):
         ]
         models = [name and fingerprint_model(name) for name in (self.embeddings, self.language_model)]
         dumped = self.model_dump(mode="json")
-        return {"files": files, "models": models, **{key: dumped[key] for key in kept}}
+        return {"files": files, "models": models, **{key: dumped.get(key) for key in kept}}
 
     def _full(self, folder: RunFolder, task: Task) -> dict[str, float]:
         """Each kind of student on all rows with their gold labels, once."""
