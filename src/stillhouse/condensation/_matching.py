@@ -31,8 +31,8 @@ class Rows(NamedTuple):
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters as they are, as leaves of their own."""
-    return {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
+    """The parameters that are trained, as they are, as leaves of their own."""
+    return {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def learner_loss(module: nn.Module, weights: Weights, rows: Rows) -> Tensor:

@@ -63,7 +63,9 @@ class Synthetic:
             labels_RC,
             real.classes_N[rows_R],
             rows_R,
-            None if lr is None else torch.tensor(math.log(math.expm1(lr)), dtype=labels_RC.dtype).requires_grad_(),
+            None
+            if lr is None
+            else torch.tensor(lr + math.log(-math.expm1(-lr)), dtype=labels_RC.dtype).requires_grad_(),
         )
 
     @property

@@ -77,35 +77,40 @@ def project(
         candidates: nearest readable pieces of each place that are considered.
         beams: beginnings that are kept at each place.
     """
-    rows = [
-        _row(vectors_TD[mask_T.bool()], vocabulary, fluency, weight, candidates if fluency else 1, beams)
-        for vectors_TD, mask_T in zip(condensed.inputs_RTD, condensed.mask_RT, strict=True)
-    ]
-    texts = tuple(vocabulary.text(pieces) for pieces, _ in rows)
-    log_probs_R = fluency(texts) if fluency else torch.full((len(texts),), float("nan"))
-    return Projected(texts, tuple(pieces for pieces, _ in rows), torch.tensor([far for _, far in rows]), log_probs_R)
-
-
-def _row(
-    vectors_TD: Tensor, vocabulary: Vocabulary, fluency: Fluency | None, weight: float, candidates: int, beams: int
-) -> tuple[tuple[int, ...], float]:
     readable_V = vocabulary.readable_V.nonzero()[:, 0]
-    distance_TV = torch.cdist(vectors_TD, vocabulary.table_VD[readable_V])
-    near_TK = distance_TV.topk(candidates, largest=False)
-    pieces_TK = readable_V[near_TK.indices]
-    cost_TK = near_TK.values.square() / vectors_TD.shape[1]
+    table_VD = vocabulary.table_VD[readable_V]
+    found: list[tuple[int, ...]] = []
+    moved: list[float] = []
+    for vectors_TD, mask_T in zip(condensed.inputs_RTD, condensed.mask_RT.bool(), strict=True):
+        seen_TD = vectors_TD[mask_T].to(table_VD.dtype)
+        near_TK = torch.cdist(seen_TD, table_VD).topk(candidates if fluency else 1, largest=False)
+        pieces_TK = readable_V[near_TK.indices]
+        cost_TK = near_TK.values.square() / seen_TD.shape[1]
+        pieces = _beam(pieces_TK, cost_TK, lambda texts: weight * fluency(texts) if fluency else 0.0, vocabulary, beams)
+        found.append(pieces)
+        moved.append(float((seen_TD - vocabulary.table_VD[torch.tensor(pieces)]).norm(dim=1).mean()))
+    texts = tuple(vocabulary.text(pieces) for pieces in found)
+    log_probs_R = fluency(texts) if fluency else torch.full((len(texts),), float("nan"))
+    return Projected(texts, tuple(found), torch.tensor(moved), log_probs_R)
+
+
+def _beam(
+    pieces_TK: Tensor,
+    cost_TK: Tensor,
+    bonus: Callable[[Sequence[str]], Tensor | float],
+    vocabulary: Vocabulary,
+    beams: int,
+) -> tuple[int, ...]:
+    """One piece a place, of those near it."""
+    if pieces_TK.shape[1] == 1:
+        return tuple(pieces_TK[:, 0].tolist())
     kept: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    for place in range(len(vectors_TD)):
+    for near, costs in zip(pieces_TK.tolist(), cost_TK.tolist(), strict=True):
         longer = [
-            (cost + float(cost_TK[place, k]), (*pieces, int(pieces_TK[place, k])))
-            for cost, pieces in kept
-            for k in range(candidates)
+            (so_far + cost, (*pieces, piece))
+            for so_far, pieces in kept
+            for piece, cost in zip(near, costs, strict=True)
         ]
-        scores = torch.tensor([-cost for cost, _ in longer])
-        if fluency is not None:
-            scores = scores + weight * fluency([vocabulary.text(pieces) for _, pieces in longer])
-        order = scores.argsort(descending=True, stable=True)[:beams].tolist()
-        kept = [longer[at] for at in order]
-    pieces = kept[0][1]
-    moved = (vectors_TD - vocabulary.table_VD[torch.tensor(pieces, dtype=torch.long)]).norm(dim=1)
-    return pieces, float(moved.mean()) if len(pieces) else 0.0
+        scores = torch.tensor([-cost for cost, _ in longer]) + bonus([vocabulary.text(pieces) for _, pieces in longer])
+        kept = [longer[at] for at in scores.argsort(descending=True, stable=True)[:beams].tolist()]
+    return kept[0][1]

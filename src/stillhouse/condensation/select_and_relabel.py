@@ -99,7 +99,8 @@ class SelectAndRelabel(Condenser):
             weights = descend(module, weights, batch, self.learner_lr, 1)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                parameter.copy_(weights[name])
+                if name in weights:
+                    parameter.copy_(weights[name])
         return torch.cat([before, _head_gradients(real, module)], 1)
 
 

@@ -32,7 +32,8 @@ GOLD, TEACHER = "gold", "teacher"
 TEXT, VECTORS, NEAREST, FLUENT = "text", "vectors", "nearest text", "fluent text"
 """Forms of a set: real texts; learned vectors; these as the nearest pieces; as pieces that a language model likes."""
 BASELINES: tuple[Start, ...] = ("random", "medoids")
-_FOLDS, _LOOKS, _LOOK_ROWS = 5, 3, 256
+_FOLDS, _LOOKS, _LOOK_ROWS = 5, 2, 128
+_CANDIDATES, _BEAMS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def as_sets(
     ways: list[tuple[str, Fluency | None]] = [(NEAREST, None)]
     ways += [(FLUENT, fluency)] if fluency else []
     for form, judge in ways:
-        projected = project(condensed, task.vocabulary, judge, weight=weight, candidates=6, beams=3)
+        projected = project(condensed, task.vocabulary, judge, weight=weight, candidates=_CANDIDATES, beams=_BEAMS)
         again = Rows(*task.vocabulary.vectors(projected.texts, rows.mask_RT.shape[1]), rows.labels_RC)
         facts = {
             "objective": look(again),
@@ -264,9 +265,9 @@ def budgets_of_seed(
         for component in condensers:
             for labels in (GOLD, TEACHER):
                 made = condense(task, component, students[0], per_class, labels, seed)
-                sets += as_sets(
-                    task, component.name, labels, made, students[0], judge[0] if labels == TEACHER else None, judge[1]
-                )
+                # A language model reads every beginning of every text: once a condenser and seed is enough.
+                fluency = judge[0] if labels == TEACHER and per_class == budgets[0] else None
+                sets += as_sets(task, component.name, labels, made, students[0], fluency, judge[1])
                 report()
         found += [cell(task, made, student, seed, per_class=per_class) for made in sets for student in students]
     return found

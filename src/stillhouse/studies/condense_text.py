@@ -75,7 +75,7 @@ class CondenseText(Study):
     Attributes:
         data: texts.
         embeddings: a static embedding model (Model2Vec), a folder or hub name: the vectors of words.
-        language_model: a causal language model that judges the texts; null for none.
+        language_model: a causal language model that judges texts at the first budget; null for none.
         fluency_weight: of its log-probability in a text's score.
         places: pieces of a text; what is longer is cut.
         per_class: rows of a class, one budget after another.
@@ -155,7 +155,7 @@ class CondenseText(Study):
         ]
         models = [name and fingerprint_model(name) for name in (self.embeddings, self.language_model)]
         dumped = self.model_dump(mode="json")
-        return {"files": files, "models": models, **{key: dumped[key] for key in kept}}
+        return {"files": files, "models": models, **{key: dumped.get(key) for key in kept}}
 
     def _full(self, folder: RunFolder, task: Task) -> dict[str, float]:
         """Each kind of student on all rows with their gold labels, once."""
