@@ -27,6 +27,7 @@ from stillhouse.features._contract import check_features
 from stillhouse.models import Sampling, vocabulary_size
 from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.records import Example
+from stillhouse.selection._contract import check_selector
 from stillhouse.signals.kinds import Dense, Signal, TopK
 from stillhouse.signals.support import align
 from stillhouse.synthesis._contract import check_synthesizer
@@ -40,6 +41,7 @@ __all__ = [
     "check_evaluator",
     "check_features",
     "check_objective",
+    "check_selector",
     "check_synthesizer",
     "check_teacher",
     "check_trace_signal",
