@@ -12,11 +12,14 @@ import pytest
 
 from stillhouse import registry
 from stillhouse.errors import NeedsError
+from stillhouse.features.tfidf import Tfidf
 from stillhouse.records import Example
 from stillhouse.selection._contract import check_selector
 from stillhouse.selection.base import Selection, SelectionBench, Selector
 from stillhouse.selection.decontaminate import Decontaminate
 from stillhouse.selection.deduplicate import Deduplicate
+from stillhouse.selection.gradient_match import GradientMatch
+from stillhouse.selection.kernel_herding import KernelHerding
 from stillhouse.selection.longest import Longest
 from stillhouse.selection.random import Random
 
@@ -42,6 +45,8 @@ def test_selector_keeps_its_contract(name: str) -> None:
         Deduplicate(how="semantic"),
         Deduplicate(how="semantic", budget=5),
         Decontaminate(ngram=3, threshold=0.2),
+        GradientMatch(budget=12, features=Tfidf(dimensions=8), by="completion"),
+        KernelHerding(budget=9, sharpness=0.5),
     ],
     ids=repr,
 )

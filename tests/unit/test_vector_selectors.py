@@ -193,12 +193,12 @@ def test_kernel_herding_looks_at_a_sample_of_many_rows(monkeypatch: pytest.Monke
 
 def test_trust_is_asked_of_every_row_and_is_a_probability() -> None:
     rows = [Example(id=str(place), text=f"{place} 1", meta={"sure": place / 4}) for place in range(5)]
-    with pytest.raises(DataError, match="'3'.*no 'faith'"):
+    with pytest.raises(DataError, match=r"'3'.*no 'faith'"):
         KernelHerding(budget=1, features=Given(), trust="faith").choose(rows[3:], SelectionBench())
-    with pytest.raises(DataError, match="3 rows.*trusts 0.5 or more.*is 2"):
+    with pytest.raises(DataError, match=r"3 rows.*trusts 0.5 or more.*is 2"):
         KernelHerding(budget=3, features=Given(), trust="sure").choose(rows[1:4], SelectionBench())
     rows[2].meta["sure"] = 1.5  # ty: ignore[invalid-assignment]
-    with pytest.raises(DataError, match="'2'.*1.5.*0 to 1"):
+    with pytest.raises(DataError, match=r"'2'.*1.5.*0 to 1"):
         KernelHerding(budget=1, features=Given(), trust="sure").choose(rows, SelectionBench())
 
 

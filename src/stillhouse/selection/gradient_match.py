@@ -6,15 +6,18 @@ Shapes: N examples, D the width of a vector, S rows chosen so far.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainValidator
 
-from stillhouse.features.base import Matrix
+from stillhouse.features.base import Features, Matrix, as_features
+from stillhouse.features.gradients import Gradients
 from stillhouse.selection._distances import mean_row, squared_norms
 from stillhouse.selection.base import Picked, VectorSelector
 
+_GRADIENTS = Gradients()
 _NOTHING = 1e-6
 """Of the largest product of a row and the target: what is less brings the sum no nearer."""
 
@@ -31,6 +34,8 @@ class GradientMatch(VectorSelector):
     Nothing is drawn.
 
     Attributes:
+        features: gradients of cross-entropy where nothing is said; those of a divergence choose what the teacher has to
+            add: `{gradients: {objective: forward_kl}}`.
         regularise: λ, as a share of the mean squared length of the vectors. Zero is allowed; more evens the weights.
 
     >>> ways = np.array([[1, 0], [0, 1], [-1, 0], [2, 0]], np.float32)
@@ -39,6 +44,7 @@ class GradientMatch(VectorSelector):
     ([3, 1], [1.33, 2.67])
     """
 
+    features: Annotated[Features, PlainValidator(as_features)] = _GRADIENTS
     regularise: float = 0.0
 
     reason: ClassVar[str] = "its gradient, weighted, adds up with the others to the mean of all"
