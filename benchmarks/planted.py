@@ -75,8 +75,9 @@ def edited(text: str, rate: float, draw: random.Random, others: Sequence[str]) -
     """Words replaced, left out and put in, one at least."""
     said = text.split()
     for _ in range(max(1, round(rate * len(said)))):
-        place, word = draw.randrange(len(said)), draw.choice(others)
-        said[place : place + draw.choice((0, 1, 1))] = draw.choice(([word], [word], []))
+        place, word = draw.randrange(len(said)), [draw.choice(others)]
+        gone, new = draw.choice(((1, word), (1, []), (0, word)))
+        said[place : place + gone] = new
     return " ".join(said)
 
 
