@@ -18,6 +18,12 @@ Cells = Sequence[Cell]
 Write = Callable[[Cell], str]
 
 _AGAINST = ("against_random", "against_herding", "against_random_at_equal_bytes")
+_TRUSTED = " Trust teacher: a row counts by how likely the teacher that never saw it finds its label."
+_BRIEF = {
+    "herding on KD gradients": "herding (KD)",
+    "gradient_match": "grad. match",
+    "kernel_herding (trust teacher)": "kernel h. (trust)",
+}
 _RESOLVED = "↑ and ↓: resolved better and worse"
 
 
@@ -181,7 +187,7 @@ def _overview(part: Mapping[str, Any], name: str) -> Table:
         "same labels, than herding, and than random choice with as many bytes, where random's own sets span them. "
         "Each interval stands alone; none is corrected for their number. Weighted: its rows count by the weights that "
         "it gives them. What is not said to look at gradients (CE: of cross-entropy, KD: of the distance to the "
-        "teacher) looks at the vectors of the texts.",
+        "teacher) looks at the vectors of the texts." + (_TRUSTED if any("trust" in row[0] for row in rows) else ""),
     )
 
 
@@ -311,9 +317,9 @@ def _figure(name: str, title: str, cells: Cells, shown: Sequence[str], field: st
 
 def _short(name: str) -> str:
     """A name that fits beside a line."""
-    for long, brief in (("herding on KD gradients", "herding (KD)"), ("gradient_match", "grad. match")):
+    for long, brief in _BRIEF.items():
         name = name.replace(long, brief)
-    return _plain(name.replace(" (trust teacher)", ", trust").replace("kernel_herding", "kernel herd."))
+    return _plain(name)
 
 
 def _data(found: Mapping[str, Any]) -> Table:
