@@ -3,11 +3,11 @@
     python benchmarks/condensation.py --json
     python benchmarks/condensation.py --repeats 3 --axes rows
 
-One setting varies at a time: rows of a class, hidden units of the learner (an MLP), steps of the learner that trajectory
-matching looks through, and for gradient matching steps looked through likewise. Each point is a process of its own,
-because peak memory is a process's; `seconds` is the median time of an outer step, `over` what the resident memory grew
-by at most. The exponent of a power law is fitted by least squares to the logarithms of all repeats, with Student's 95 %
-interval; small settings are ruled by fixed costs, so that it is a lower bound for large ones. Linux only.
+One setting varies at a time: rows of a class, hidden units of the learner (an MLP), steps of the learner that the outer
+gradient flows through. Each point is a process of its own, because peak memory is a process's; `seconds` is the median
+time of an outer step, `over` what the resident memory grew by at most. The exponent of a power law is fitted by least
+squares to the logarithms of all repeats, with Student's 95 % interval; small settings are ruled by fixed costs, so that
+it is a lower bound for large ones. Linux only.
 """
 
 from __future__ import annotations

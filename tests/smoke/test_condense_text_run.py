@@ -60,6 +60,14 @@ def test_the_study_compares_every_set_with_random_rows(overrides: list[str], sto
     for (method, labels, form), row in sets.items():
         assert row["accuracy"]["seeds"] == 2
         assert ("against_random" in row) != ((method, labels, form) == ("random", "teacher", "text"))
+        assert ("against_best_control" in row) == (method not in ("random", "medoids"))
+    best = max(
+        sets[method, labels, "text"]["accuracy"]["value"]
+        for method in ("random", "medoids")
+        for labels in ("gold", "teacher")
+    )
+    chosen = sets["select_and_relabel", "teacher", "text"]
+    assert chosen["against_best_control"]["difference"] == pytest.approx(chosen["accuracy"]["value"] - best)
     vectors, text = (sets["gradient_matching", "teacher", form] for form in ("vectors", "nearest text"))
     assert vectors["bytes"] > text["bytes"]
     assert text["moved"] > 0

@@ -120,11 +120,13 @@ def test_a_real_table_reads_back_what_it_was_given(shared: Path) -> None:
         pytest.skip("../shared/models/potion-base-4M-int8 is not there")
     vocabulary = load_vocabulary(str(folder))
     assert float(vocabulary.table_VD.square().mean(1).sqrt().mean()) == pytest.approx(1, abs=0.01)
-    vectors, mask = vocabulary.vectors(["a stirring film"], 5)
+    vectors, mask = vocabulary.vectors(["stirring film"], 5)
     made = Condensed(
         vectors, mask, torch.ones(1, 1), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     )
-    assert project(made, vocabulary).texts == ("a stirring film",)
+    assert project(made, vocabulary).texts == ("stirring film",)
+    articles = vocabulary.encode(["a"], 1)[0]
+    assert not vocabulary.readable_V[articles].any()  # this table gives the commonest words no vector
     with pytest.raises(ModelError, match="cannot be loaded as static embeddings"):
         load_vocabulary(str(folder.parent / "nothing-here"))
 

@@ -461,3 +461,23 @@ def test_arithmetic_problems_have_a_rationale() -> None:
     assert example.rationale is not None
     assert example.rationale.endswith(" ")
     assert example.completion == f"#### {example.meta['answer']}"
+
+
+def test_half_a_surrogate_pair_names_the_row_and_the_column(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "cut.jsonl", [*map(json.dumps, ROWS), json.dumps({"prompt": "a \ud83d", "completion": "b"})]
+    )
+    said = broken(path=path)
+    assert "row 5" in said
+    assert "'prompt' (character 3)" in said
+    assert "Mend the row, or remove it." in said
+
+
+def test_a_column_of_ids_names_the_examples(tmp_path: Path) -> None:
+    rows = [{**row, "id": f"q{n}", "key": f"k{n}"} for n, row in enumerate(ROWS)]
+    path = jsonl(tmp_path / "named.jsonl", rows)
+    assert [e.id for e in read_source(Source(path=path))] == ["q0", "q1", "q2", "q3"]
+    found = read_source(Source(path=path, id="key"))
+    assert [e.id for e in found] == ["k0", "k1", "k2", "k3"]
+    assert found[0].meta == {"id": "q0", "level": 0}
+    assert "no column 'name'" in broken(path=path, id="name")

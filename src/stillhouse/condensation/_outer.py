@@ -54,6 +54,7 @@ class Synthetic:
             DataError: no rows, or a class smaller than its budget.
         """
         rows_R = start_rows(real, per_class, start, seed)
+        raw_lr = None if lr is None else lr + math.log(-math.expm1(-lr))  # softplus, backwards
         labels_RC = real.labels_NC[rows_R].clone()
         smooth_RC = (1 - _SMOOTHING) * labels_RC + _SMOOTHING / labels_RC.shape[1]
         return cls(
@@ -63,9 +64,7 @@ class Synthetic:
             labels_RC,
             real.classes_N[rows_R],
             rows_R,
-            None
-            if lr is None
-            else torch.tensor(lr + math.log(-math.expm1(-lr)), dtype=labels_RC.dtype).requires_grad_(),
+            None if raw_lr is None else torch.tensor(raw_lr, dtype=labels_RC.dtype).requires_grad_(),
         )
 
     @property

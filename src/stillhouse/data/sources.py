@@ -274,7 +274,8 @@ def _example(
             raise DataError(
                 f"{place}: row {number} has no column {column!r} (used as {key}). Mend the row, or remove it."
             )
-        values[key] = str(row[column]) if key != "messages" else _turns(row[column], f"{place}: row {number}")
+        where = f"{place}: row {number}"
+        values[key] = _text_of(row[column], column, where) if key != "messages" else _turns(row[column], where)
     if "completion" in values and not values["completion"].strip():
         raise DataError(
             f"{place}: row {number} has an empty {columns['completion']!r} (used as completion), so there is nothing "
@@ -296,6 +297,20 @@ def _worked(example: Example, marker: str, number: int, place: str) -> Example:
             "of the worked steps. Mend or remove the row, or leave rationale_until out."
         )
     return dataclasses.replace(example, rationale=parts[0], completion=parts[1])
+
+
+def _text_of(value: Any, column: str, place: str) -> str:
+    text = str(value)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{place} holds half a surrogate pair in its column {column!r} (character {error.start + 1}), which is "
+                "no text: it was cut in the middle of a character, or written by a broken encoder. Mend the row, or "
+                "remove it."
+            ) from error
+    return text
 
 
 def _turns(value: Any, place: str) -> tuple[Mapping[str, str], ...]:

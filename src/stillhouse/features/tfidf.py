@@ -91,7 +91,8 @@ class Tfidf(Features):
         width = min(self.dimensions, len(used), weights_NV.shape[0])
         # Two iterations: more cost twice the time, and tell topics apart no better.
         how: dict[str, Any] = {"n_iter": 2, "power_iteration_normalizer": "LU", "random_state": self.seed}
-        _, spread_D, directions_DU = randomized_svd(weights_NV[:, used], width, **how)
+        # In float64, because directions that spread alike turn with rounding, which differs with the number of threads.
+        _, spread_D, directions_DU = randomized_svd(weights_NV[:, used].astype(np.float64), width, **how)
         kept = spread_D > _NOTHING * spread_D[0]
         basis_VD = np.zeros((_BUCKETS, int(kept.sum())), np.float32)
         basis_VD[used] = directions_DU[kept].T

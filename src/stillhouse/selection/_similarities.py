@@ -29,15 +29,18 @@ class Similarity:
         """Of some rows to others, [S, M]."""
         here_SD, others_MD = self._vectors_ND[part], self._vectors_ND[others]
         if self._most is None:
-            return np.maximum(here_SD @ others_MD.T, 0)
+            found_SM = here_SD @ others_MD.T
+            return np.maximum(found_SM, 0, out=found_SM)
         away_SM = squared_distances(here_SD, others_MD, self._norms_N[part], self._norms_N[others])
-        return np.maximum(self._most - np.sqrt(away_SM, out=away_SM), 0)
+        np.subtract(self._most, np.sqrt(away_SM, out=away_SM), out=away_SM)
+        return np.maximum(away_SM, 0, out=away_SM)
 
     def matrix(self) -> Matrix:
-        """Of all rows to all rows, [N, N]."""
+        """Of all rows to all rows, [N, N], the half below the diagonal copied from the half above it."""
         similar_NN = np.empty((self.rows, self.rows), np.float32)
         for part in blocks(self.rows, 16 * self.rows):
-            similar_NN[part] = self.block(part)
+            similar_NN[part, part.start :] = self.block(part, slice(part.start, None))
+            similar_NN[part.stop :, part] = similar_NN[part, part.stop :].T
         return similar_NN
 
 

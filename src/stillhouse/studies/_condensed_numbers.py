@@ -11,7 +11,7 @@ import numpy as np
 
 from stillhouse.replicates import difference, mean_over_seeds
 from stillhouse.statistics import Measurement
-from stillhouse.studies._condensing import BASELINES, TEACHER, TEXT, unpack
+from stillhouse.studies._condensing import BASELINES, GOLD, TEACHER, TEXT, unpack
 
 Cells = Sequence[Mapping[str, Any]]
 
@@ -33,9 +33,11 @@ def _where(cells: Cells, **wanted: Any) -> list[Mapping[str, Any]]:
 
 
 def summarize_budgets(cells: Cells, count: int) -> list[dict[str, Any]]:
-    """Of each set, budget and student the mean over seeds, and the difference to the two controls: random rows and
-    medoids with the teacher's labels, which cost as much."""
+    """Of each set, budget and student the mean over seeds, and differences: to random rows and to medoids with the
+    teacher's labels, and to whichever of the four controls is best there, which is known with hindsight and so is in
+    the controls' favour."""
     keys = ("per_class", "student", "method", "labels", "form")
+    best = _best_controls(cells, count)
     rows = []
     for key in dict.fromkeys(tuple(cell[name] for name in keys) for cell in cells):
         named = dict(zip(keys, key, strict=True))
@@ -47,6 +49,11 @@ def summarize_budgets(cells: Cells, count: int) -> list[dict[str, Any]]:
                 theirs = _where(cells, **control)
                 found = difference([measured(c, count) for c in own], [measured(c, count) for c in theirs])
                 row[f"against_{start}"] = asdict(found)
+        strongest = best[named["per_class"], named["student"]]
+        if named["method"] not in BASELINES:
+            found = difference([measured(c, count) for c in own], [measured(c, count) for c in strongest])
+            control = f"{strongest[0]['method']}, {strongest[0]['labels']} labels"
+            row["against_best_control"] = {**asdict(found), "control": control}
         facts = [cell["facts"] for cell in own]
         for name in ("bytes", "objective", "moved", "log_prob"):
             told = [fact[name] for fact in facts if fact.get(name) is not None]
@@ -55,6 +62,19 @@ def summarize_budgets(cells: Cells, count: int) -> list[dict[str, Any]]:
         row["texts"] = list(facts[0].get("texts", ()))
         rows.append(row)
     return rows
+
+
+def _best_controls(cells: Cells, count: int) -> dict[tuple[int, str], Cells]:
+    """Of each budget and student the cells of the control with the highest mean accuracy."""
+    found: dict[tuple[int, str], Cells] = {}
+    for where in dict.fromkeys((cell["per_class"], cell["student"]) for cell in cells):
+        controls = [
+            _where(cells, per_class=where[0], student=where[1], method=start, labels=labels, form=TEXT)
+            for start in BASELINES
+            for labels in (GOLD, TEACHER)
+        ]
+        found[where] = max(controls, key=lambda own: fmean(accuracy(cell, count) for cell in own))
+    return found
 
 
 def summarize_matrix(cells: Cells, count: int, full: Mapping[str, float], chance: float) -> list[dict[str, Any]]:
