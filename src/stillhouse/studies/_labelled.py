@@ -130,9 +130,9 @@ def checked(train: Sequence[Example], heldout: Sequence[Example], paths: tuple[s
     leaked = len(heldout) - len(fresh)
     if leaked > _LEAKED * len(heldout):
         raise DataError(
-            f"{leaked} of {len(heldout)} held-out texts of {paths[1]} stand in the training data {paths[0]} as well, "
-            "so that accuracy would measure memory. Give data.heldout other rows, or remove them from the training "
-            "data."
+            f"{leaked} of {len(heldout)} held-out texts of {paths[1]} stand in the training data {paths[0]} as "
+            "well, so that accuracy would measure memory. Give data.heldout other rows, or remove "
+            "these from the training data."
         )
     return Labelled(train, fresh, tuple(classes), leaked)
 

@@ -203,7 +203,7 @@ class CoresetStudy(Study):
             if name in found:
                 raise RecipeError(f"selectors names {name} twice. Keep one.")
             if why and self.selectors:
-                raise NeedsError(f"selectors names {name}, which {why}. Leave it out of this study.")
+                raise NeedsError(f"selectors names {name}, which {why}. Leave it out.")
             if why:
                 left_out[name] = why
             elif name != RANDOM:  # always there
@@ -228,7 +228,9 @@ class CoresetStudy(Study):
             if self.selectors:
                 raise
             return f"needs settings ({error})"  # which only a recipe can give
-        return f"needs a model's {', '.join(sorted(made.needs))}" if made.needs else None
+        looked_at = getattr(made, "features", None)
+        of_model = made.needs or (isinstance(looked_at, Features) and not looked_at.of_text)
+        return "looks at a model, and this study has texts alone" if of_model else None
 
 
 def _every() -> list[Component]:
