@@ -22,11 +22,12 @@ from stillhouse.runs import environment, installed_version
 
 EXTRAS: dict[str, str] = {
     "peft": "LoRA adapters that every other tool can load",
+    "data": "MinHash near-duplicates and static embeddings in Model2Vec's form",
     "eval": "lm-eval's tasks and self-BLEU in evaluation",
     "track": "curves in TensorBoard, trackio or W&B",
 }
 """What each extra is for; which packages it brings is read from the installation's own metadata."""
-_MODULES = {"pyyaml": "yaml"}
+_MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 """Import names that are not the distribution's with underscores."""
 _BREAKERS = ("torchvision", "torchaudio")
 """Not needed, and built for one exact torch: transformers imports them where it finds them, and falls over."""
