@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from stillhouse.condensation._matching import Rows
-from stillhouse.condensation._rows import Start, start_rows
-from stillhouse.condensation.base import Condensed, Real
+from stillhouse.condensation._rows import start_rows
+from stillhouse.condensation.base import Condensed, Real, Start
 
 _SMOOTHING = 0.1
 """Share of a learned label that is spread over all classes at the start: the logits of a certain one are infinite."""

@@ -5,18 +5,14 @@ Shapes: N real rows, R condensed rows, T places, D width, C classes.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from stillhouse.condensation.base import Real
+from stillhouse.condensation.base import Real, Start
 from stillhouse.errors import DataError
-
-Start = Literal["random", "medoids"]
 
 
 def start_rows(real: Real, per_class: int, start: Start, seed: int) -> Tensor:

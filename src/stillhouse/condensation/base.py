@@ -8,9 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+
+Start = Literal["random", "medoids"]
+"""What condensed rows begin as: real rows of their class, at random or those nearest the centres of k-means."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +85,51 @@ class Condenser(ABC):
         Raises:
             DataError: no rows, or a class smaller than its budget.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningCondenser(Condenser):
+    """A condenser whose vectors are learned by an outer loop over some loss.
+
+    Attributes:
+        start: what the rows begin as.
+        rounds: of `steps` outer steps, after each of which the loss is looked at.
+        steps: outer steps of a round.
+        lr: of the vectors.
+        limit: the loop has diverged where its loss is more than so many times that of the first round.
+    """
+
+    start: Start = "random"
+    rounds: int = 20
+    steps: int = 10
+    lr: float = 0.05
+    limit: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "rounds", "steps")
+        above_zero(self, "lr")
+        if not self.limit > 1:
+            raise ValueError(f"limit is {self.limit}; it must be above 1, a multiple of the first round's loss")
+
+
+def at_least_one(settings: Any, *names: str) -> None:
+    """Refuse settings that count something and count none of it.
+
+    Raises:
+        ValueError: which one, and what it is.
+    """
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 1")
+
+
+def above_zero(settings: Any, *names: str) -> None:
+    """Refuse step sizes that lead nowhere.
+
+    Raises:
+        ValueError: which one, and what it is.
+    """
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it must be above 0")

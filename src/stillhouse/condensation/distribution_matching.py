@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from stillhouse.classifiers.architectures import VectorClassifier
 from stillhouse.condensation._matching import Rows, class_batches
 from stillhouse.condensation._outer import Synthetic, Watch, step
-from stillhouse.condensation._rows import Start, rows_of_classes
-from stillhouse.condensation.base import Condensed, Condenser, Real
+from stillhouse.condensation._rows import rows_of_classes
+from stillhouse.condensation.base import Condensed, LearningCondenser, Real, at_least_one
 from stillhouse.errors import NeedsError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributionMatching(Condenser):
+class DistributionMatching(LearningCondenser):
     """Dataset condensation with distribution matching (Zhao and Bilen 2021, arXiv 2110.04181).
 
     In each step an encoder is drawn anew and never trained; the squared distance between the mean features of a class's
@@ -29,33 +29,17 @@ class DistributionMatching(Condenser):
     mean distribution of its class's real rows, which is its class where labels are hard.
 
     Attributes:
-        start: what the rows begin as.
-        rounds: of `steps` steps, after each of which the loss is looked at.
-        steps: steps of a round.
-        lr: of the vectors.
         batch: real rows of a class in a step.
-        limit: the loop has diverged where its loss is more than so many times that of the first round.
     """
 
     learn_labels: bool = False
-    start: Start = "random"
-    rounds: int = 20
-    steps: int = 10
-    lr: float = 0.05
     batch: int = 128
-    limit: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.learn_labels:
             raise ValueError("learn_labels is True; it must be False: this loss does not see labels")
-        for name in ("rounds", "steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be above 0")
-        if not self.limit > 1:
-            raise ValueError(f"limit is {self.limit}; it must be above 1, a multiple of the first round's loss")
+        at_least_one(self, "batch")
 
     def condense(self, real: Real, learner: Callable[[int], nn.Module]) -> Condensed:
         """Condense.

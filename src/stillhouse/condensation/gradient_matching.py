@@ -25,12 +25,12 @@ from stillhouse.condensation._matching import (
     weights_of,
 )
 from stillhouse.condensation._outer import Synthetic, Watch, step
-from stillhouse.condensation._rows import Start, rows_of_classes
-from stillhouse.condensation.base import Condensed, Condenser, Real
+from stillhouse.condensation._rows import rows_of_classes
+from stillhouse.condensation.base import Condensed, LearningCondenser, Real, above_zero, at_least_one
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientMatching(Condenser):
+class GradientMatching(LearningCondenser):
     """Dataset condensation with gradient matching (Zhao, Mopuri and Bilen 2020, arXiv 2006.05929), algorithm 1.
 
     In each round a learner is drawn anew. Of each class the gradient of its loss on the condensed rows is held against
@@ -42,43 +42,27 @@ class GradientMatching(Condenser):
     Attributes:
         distance: of two gradients; `cosine` by output, as in the paper, or `l2`.
         vectors: whether biases and norms count; the paper's code leaves them out.
-        start: what the rows begin as.
-        rounds: learners drawn.
-        steps: outer steps of a round.
         learner_steps: steps that the learner takes on the condensed rows after each outer step.
         learner_lr: their size; where it is learned, where it starts.
         unroll: steps of the learner that an outer step looks through.
-        lr: of the vectors.
         lr_labels: of the labels' logits.
         batch: real rows of a class in a step.
-        limit: the loop has diverged where its loss is more than so many times that of the first round.
     """
 
     distance: Distance = "cosine"
     vectors: bool = False
-    start: Start = "random"
-    rounds: int = 20
-    steps: int = 10
     learner_steps: int = 3
     learner_lr: float = 0.1
     unroll: int = 1
-    lr: float = 0.05
     lr_labels: float = 0.05
     batch: int = 64
-    limit: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rounds", "steps", "unroll", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learner_lr", "lr", "lr_labels"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        at_least_one(self, "unroll", "batch")
+        above_zero(self, "learner_lr", "lr_labels")
         if self.learner_steps < 0:
             raise ValueError(f"learner_steps is {self.learner_steps}; it must be at least 0")
-        if not self.limit > 1:
-            raise ValueError(f"limit is {self.limit}; it must be above 1, a multiple of the first round's loss")
 
     def condense(self, real: Real, learner: Callable[[int], nn.Module]) -> Condensed:
         """Condense.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stillhouse.classifiers.architectures import VectorClassifier
 from stillhouse.condensation._matching import Distance, Rows, descend, weights_of
 from stillhouse.condensation._rows import rows_of_classes, start_rows
-from stillhouse.condensation.base import Condensed, Condenser, Real
+from stillhouse.condensation.base import Condensed, Condenser, Real, above_zero, at_least_one
 from stillhouse.errors import NeedsError
 
 _BLOCK = 512
@@ -49,11 +49,8 @@ class SelectAndRelabel(Condenser):
         super().__post_init__()
         if self.learn_labels:
             raise ValueError("learn_labels is True; it must be False: labels are those that the real rows came with")
-        for name in ("learners", "learner_steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.learner_lr > 0:
-            raise ValueError(f"learner_lr is {self.learner_lr}; it must be above 0")
+        at_least_one(self, "learners", "learner_steps", "batch")
+        above_zero(self, "learner_lr")
 
     def condense(self, real: Real, learner: Callable[[int], nn.Module]) -> Condensed:
         """Choose.

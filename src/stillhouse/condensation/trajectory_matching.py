@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from stillhouse.condensation._matching import Rows, Weights, descend, gradients, weights_of
 from stillhouse.condensation._outer import Synthetic, Watch, step
-from stillhouse.condensation._rows import Start
-from stillhouse.condensation.base import Condensed, Condenser, Real
+from stillhouse.condensation.base import Condensed, LearningCondenser, Real, above_zero, at_least_one
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryMatching(Condenser):
+class TrajectoryMatching(LearningCondenser):
     """Dataset distillation by matching training trajectories (Cazenavette et al. 2022, arXiv 2203.11932).
 
     Experts are trained on the real rows by plain stochastic gradient steps, and their weights are kept now and then. In
@@ -28,7 +27,6 @@ class TrajectoryMatching(Condenser):
     squared distance that the expert went. The graph of all student steps is in memory at once.
 
     Attributes:
-        start: what the rows begin as.
         experts: trainings on the real rows.
         expert_steps: of each.
         expert_lr: of each.
@@ -38,14 +36,9 @@ class TrajectoryMatching(Condenser):
         latest: the last snapshot that a student begins at; late ones teach what is hard.
         student_steps: steps on the condensed rows.
         student_lr: where the learned step size starts.
-        rounds: of `steps` outer steps, after each of which the loss is looked at.
-        steps: outer steps of a round.
-        lr: of the vectors.
         lr_labels: of the labels' logits and of the step size.
-        limit: the loop has diverged where its loss is more than so many times that of the first round.
     """
 
-    start: Start = "random"
     experts: int = 2
     expert_steps: int = 80
     expert_lr: float = 0.1
@@ -56,21 +49,12 @@ class TrajectoryMatching(Condenser):
     student_steps: int = 8
     student_lr: float = 0.1
     rounds: int = 10
-    steps: int = 10
-    lr: float = 0.05
     lr_labels: float = 0.05
-    limit: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("experts", "expert_batch", "every", "span", "student_steps", "rounds", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("expert_lr", "student_lr", "lr", "lr_labels"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not self.limit > 1:
-            raise ValueError(f"limit is {self.limit}; it must be above 1, a multiple of the first round's loss")
+        at_least_one(self, "experts", "expert_batch", "every", "span", "student_steps")
+        above_zero(self, "expert_lr", "student_lr", "lr_labels")
         if not 0 <= self.latest <= self.expert_steps // self.every - self.span:
             raise ValueError(
                 f"latest is {self.latest}; it must be at least 0 and leave {self.span} snapshots of the "

@@ -20,9 +20,9 @@ from stillhouse.classifiers.architectures import VectorClassifier, make_classifi
 from stillhouse.condensation._fitting import train
 from stillhouse.condensation._matching import Rows, apart, matching_loss, weights_of
 from stillhouse.condensation._projection import Fluency, project
-from stillhouse.condensation._rows import Start, rows_of_classes, start_rows
+from stillhouse.condensation._rows import rows_of_classes, start_rows
 from stillhouse.condensation._tokens import Vocabulary
-from stillhouse.condensation.base import Condensed, Condenser, Real
+from stillhouse.condensation.base import Condensed, Condenser, Real, Start
 from stillhouse.data.sources import read_source
 from stillhouse.errors import DataError
 from stillhouse.recipe_data import Source
