@@ -37,11 +37,10 @@ def model_card(recipe: Recipe, role: str, facts: dict[str, Any]) -> str:
         header["library_name"] = "transformers" if lora.merge else "peft"
     how = ", ".join(str(item.model_dump(mode="json")) for item in recipe.objective)
     size = f" ({teacher['parameters']:,} parameters)" if "parameters" in teacher else ""  # a closed one does not say
-    made = {
-        "student": f"distilled from **{teacher['name']}**{size} with {how}",
-        "control": "trained without the teacher, as the control of a distillation: plain cross-entropy for as "
-        "many updates",
-    }[role.removeprefix("random_") if role != "random" else "student"]
+    if role.endswith("control"):
+        made = "trained without the teacher, as the control of a distillation: plain cross-entropy for as many updates"
+    else:
+        made = f"distilled from **{teacher['name']}**{size} with {how}"
     if role.startswith("random"):
         made += ", on as many random rows as were chosen for the student"
     return f"""---

@@ -15,11 +15,11 @@ from stillhouse.locating import locate
 from stillhouse.models import load_config, load_tokenizer, vocabulary_size
 from stillhouse.objectives.base import Divergence, Objective
 from stillhouse.pruning.architecture import shrunk_config
-from stillhouse.recipe import Recipe, ScoreSection
+from stillhouse.recipe import Recipe, ScoreSection, StudentSection
 from stillhouse.recipe_parts import STEP_FAMILIES, Component
 from stillhouse.registry import component as find_component
 from stillhouse.registry import family_of, name_of, names
-from stillhouse.selection.base import Selector, VectorSelector
+from stillhouse.selection.base import Selector
 from stillhouse.signals.vocabulary import require_same_vocabulary
 from stillhouse.student import student_config
 from stillhouse.synthesis.base import Synthesizer
@@ -108,7 +108,7 @@ def make_plan(recipe: Recipe) -> Plan:
     _require_present(teacher, evaluators)
     _require_live(teacher, writers)
     _refuse_twins(evaluators)
-    _require_a_student(recipe, steps)
+    _require_a_student(recipe.student, steps)
     teacher_tokenizer = teacher.load_tokenizer()
     width = vocabulary_size(teacher_tokenizer) if teacher_tokenizer is not None else None
     temperature = _match_record(recipe, teacher, objectives, width)
@@ -230,14 +230,15 @@ def _require_shown(score: ScoreSection, teacher: Teacher) -> None:
         )
 
 
-def _require_a_student(recipe: Recipe, steps: Iterable[DataStep]) -> None:
+def _require_a_student(student: StudentSection, steps: Iterable[DataStep]) -> None:
     """A student that is cut out of its teacher comes after the training data, which a selector is about to choose."""
-    if recipe.student.from_teacher is None:
+    if student.from_teacher is None:
         return
     for step in steps:
-        if isinstance(step, VectorSelector) and not step.features.of_text:
+        looked_at = step.looks_at() if isinstance(step, Selector) else None
+        if looked_at is not None and not looked_at.of_text:
             raise NeedsError(
-                f"{name_of(step)} looks at {name_of(step.features)}, which is computed with the student, and a student "
+                f"{name_of(step)} looks at {name_of(looked_at)}, which is computed with the student, and a student "
                 "that is cut out of its teacher (student.from_teacher) is made after the data. Cut it in a run of its "
                 "own and name its folder as student.model, or choose by features of text, such as tfidf."
             )

@@ -7,7 +7,7 @@ beside them.
     ledger.json           what each part weighs
 
 `datasets.load_dataset(FOLDER)` reads the rows. With the record a student is trained without the teacher (a soft-label
-coreset): `data.train.path=FOLDER/data/train.parquet teacher.stored.path=FOLDER/signals`.
+coreset): `data.train.path=FOLDER/data/train.parquet "teacher={stored: {path: FOLDER/signals}}"`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import yaml
 
 from stillhouse import __version__
 from stillhouse.data.sources import describe
-from stillhouse.ledger import Tally
+from stillhouse.ledger import Tally, record_bytes
 from stillhouse.recipe import Recipe
-from stillhouse.records import Example, bytes_under, read_examples, whole
+from stillhouse.records import Example, read_examples, whole
 from stillhouse.runs import RunFolder
 from stillhouse.signals.layout import StoreHeader, read_header
 
@@ -65,7 +65,7 @@ def write_dataset(folder: RunFolder, recipe: Recipe) -> Path | None:
         ledger = {
             "examples": tally.examples,
             "text_bytes": tally.text,
-            "distribution_bytes": bytes_under(partial / "signals") if record else 0,
+            "distribution_bytes": record_bytes(partial / "signals"),
             "file_bytes": (partial / "data" / "train.parquet").stat().st_size,
         }
         (partial / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n", encoding="utf-8")

@@ -73,7 +73,10 @@ def test_the_data_set_loads_and_says_how_each_row_came_to_be(chosen: Path) -> No
     assert "`longest`: 6 rows" in card
     ledger = json.loads((chosen / "dataset" / "ledger.json").read_text())
     assert ledger["examples"] == 6
-    assert min(ledger.values()) > 0
+    told = json.loads((chosen / "stages" / "data.json").read_text())["out"]["train"]
+    assert ledger["text_bytes"] == told["text_bytes"]
+    shards = (chosen / "dataset" / "signals").glob("shard-*")
+    assert ledger["distribution_bytes"] == sum(path.stat().st_size for path in shards) > 0
 
 
 def test_it_trains_a_student_without_the_teacher_as_with_it(chosen: Path, folder: Path) -> None:

@@ -318,7 +318,7 @@ def test_an_id_that_stands_twice_is_refused() -> None:
         ("selectors=[k_center, k_center]", RecipeError, "names k_center twice"),
         ("selectors=[{k_center: {colour: 1}}]", SettingError, "no setting 'colour'"),
         ("selectors=[confident_labels]", NeedsError, "does not choose a number of rows of each class"),
-        ("selectors=[{k_center: {features: gradients}}]", NeedsError, "looks at a model"),
+        ("selectors=[{k_center: {features: gradients}}]", NeedsError, "looks at a student"),
         ("selectors=[random]", RecipeError, "always stands beside"),
         ("features=[hidden_states]", NeedsError, "this study has texts alone"),
         ("features=[tfidf, tfidf]", RecipeError, "names tfidf twice"),

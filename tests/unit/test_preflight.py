@@ -8,9 +8,15 @@ from typing import Any, ClassVar
 import pytest
 
 from stillhouse.errors import NeedsError
+from stillhouse.features.gradients import Gradients
+from stillhouse.features.hidden_states import HiddenStates
 from stillhouse.objectives.cross_entropy import CrossEntropy
 from stillhouse.objectives.forward_kl import ForwardKL
-from stillhouse.preflight import match_needs
+from stillhouse.preflight import _require_a_student, match_needs
+from stillhouse.recipe import StudentSection
+from stillhouse.recipe_parts import Component
+from stillhouse.selection.confident_labels import ConfidentLabels
+from stillhouse.selection.deduplicate import Deduplicate
 from stillhouse.synthesis.teacher_text import TeacherText
 from stillhouse.teachers.base import Teacher, TeacherSession
 
@@ -43,6 +49,35 @@ def test_a_divergence_is_refused_where_there_is_only_text() -> None:
 
 def test_text_is_enough_for_what_needs_text_alone() -> None:
     match_needs(TextOnly(), [CrossEntropy(), TeacherText(count=1)])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"k_center": {"budget": 4, "features": "gradients"}},
+        {"deduplicate": {"how": "semantic", "features": "hidden_states"}},
+        {"confident_labels": {"features": "hidden_states"}},
+    ],
+    ids=str,
+)
+def test_a_student_cut_out_of_its_teacher_is_not_there_yet_when_rows_are_chosen(step: dict[str, Any]) -> None:
+    student = StudentSection.model_validate({"from_teacher": {"layers": 1}})
+    component = Component.model_validate(step)
+    with pytest.raises(NeedsError, match=rf"{component.name} looks at .* is made after the data"):
+        _require_a_student(student, [component.build("selector")])
+    its_own = HiddenStates(model="stillhouse:arithmetic")
+    _require_a_student(
+        student, [Deduplicate(), Deduplicate(how="semantic"), Deduplicate(how="semantic", features=its_own)]
+    )
+    _require_a_student(StudentSection(model="any"), [component.build("selector")])
+
+
+def test_what_a_selector_looks_at_decides_what_it_needs_of_the_teacher() -> None:
+    gradients = Gradients(objective=(ForwardKL(),))
+    assert Deduplicate(features=gradients).needs == frozenset()
+    for selector in (Deduplicate(how="semantic", features=gradients), ConfidentLabels(features=gradients)):
+        with pytest.raises(NeedsError, match="needs the teacher's distribution"):
+            match_needs(TextOnly(), [selector])
 
 
 def test_two_evaluators_may_not_give_one_metric() -> None:

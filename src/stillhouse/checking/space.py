@@ -108,7 +108,7 @@ def _writing(work: Work, name: str) -> float:
 def disk_bytes(work: Work) -> dict[str, float]:
     """What the run's folder holds at its fullest, by part."""
     settings = work.plan.recipe.train
-    roles = 2 if work.plan.may_have_control else 1
+    roles = len(work.plan.trained)
     every = settings.checkpoint_every or max(1, settings.steps // 5)
     kept = min(settings.keep_checkpoints, -(-settings.steps // every))
     # One more checkpoint than are kept exists while the newest is written and the oldest not yet gone.

@@ -48,10 +48,16 @@ class Features(ABC):
     """Settings of one kind of vectors; what is computed depends on them, the examples and the bench alone."""
 
     family: ClassVar[str] = "feature"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What they need of the teacher, in the words of `Objective.needs`."""
-    of_text: ClassVar[bool] = True
-    """Whether the text of the examples is enough; False where a student, its renderer or a teacher takes part."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What they need of the teacher, in the words of `Objective.needs`."""
+        return frozenset()
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the examples are enough; False where the run's student, its renderer or a teacher takes part."""
+        return True
 
     @abstractmethod
     def blocks(self, examples: Sequence[Example], bench: FeatureBench) -> Iterator[Matrix]:

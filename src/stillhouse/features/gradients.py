@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -90,8 +90,6 @@ class Gradients(Features):
     tokens_per_batch: int = 2048
     seed: int = 0
 
-    of_text: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         several = isinstance(self.objective, tuple) and self.objective
         if not several or not all(isinstance(o, Objective) for o in self.objective):
@@ -111,7 +109,16 @@ class Gradients(Features):
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be positive")
         check_layers(self.layers)
-        object.__setattr__(self, "needs", frozenset().union(*(objective.needs for objective in self.objective)))
+
+    @property
+    def of_text(self) -> bool:
+        """Of the run's student."""
+        return False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the objectives need."""
+        return frozenset().union(*(objective.needs for objective in self.objective))
 
     def blocks(self, examples: Sequence[Example], bench: FeatureBench) -> Iterator[Matrix]:
         """Sketches of the gradients, of unit length where `normalize` says so.

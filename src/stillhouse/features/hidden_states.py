@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,14 +54,17 @@ class HiddenStates(Features):
     max_length: int = 1024
     batch_size: int = 16
 
-    of_text: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         if self.pool not in ("mean", "last"):
             raise ValueError(f"pool is {self.pool!r}; it must be mean or last")
         for key in ("max_length", "batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+
+    @property
+    def of_text(self) -> bool:
+        """With a model of its own."""
+        return self.model is not None
 
     def identity(self) -> Any:
         """The settings, and what lies in the folder of a model of its own."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from stillhouse.ledger import record_bytes
 from stillhouse.report.numbers import ABSENT, count, in_bytes, is_number, percent
 from stillhouse.report.reading import Run
 
@@ -40,13 +40,8 @@ def weights_of(run: Run) -> list[Weight]:
         facts = data.get(key)
         if not isinstance(facts, Mapping) or not is_number(text := facts.get("text_bytes")):
             continue
-        held = _bytes(run.path / record) if record else 0
+        held = record_bytes(run.path / record) if record else 0
         share = percent((text + held) / whole) if is_number(whole) and whole else ABSENT
         said = in_bytes(held) if held else ABSENT
         found.append(Weight(name, count(facts.get("examples")), in_bytes(text), said, in_bytes(text + held), share))
     return found
-
-
-def _bytes(folder: Path) -> int:
-    """Of the shards of a record; the copy of the tokenizer beside them is no label."""
-    return sum(path.stat().st_size for path in folder.glob("shard-*"))

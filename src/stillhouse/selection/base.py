@@ -84,8 +84,16 @@ class Selector(ABC):
     """Settings of one way to choose. The same settings and examples choose the same rows, on every machine."""
 
     family: ClassVar[str] = "selector"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What it needs of the teacher, in the words of `Objective.needs`."""
+
+    def looks_at(self) -> Features | None:
+        """The vectors that it looks at; None where text and columns are enough."""
+        return None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it needs of the teacher, in the words of `Objective.needs`: what its vectors are computed with."""
+        features = self.looks_at()
+        return frozenset() if features is None else features.needs
 
     @abstractmethod
     def choose(self, examples: Sequence[Example], bench: SelectionBench) -> Selection:
@@ -152,7 +160,10 @@ class VectorSelector(Selector):
     def __post_init__(self) -> None:
         if self.budget < 1:
             raise ValueError(f"budget is {self.budget}; it must be at least 1 row")
-        object.__setattr__(self, "needs", self.features.needs)  # what its vectors are computed with
+
+    def looks_at(self) -> Features | None:
+        """Its features."""
+        return self.features
 
     def budgeted(self) -> Budget | None:
         """Its budget."""

@@ -51,6 +51,10 @@ class ConfidentLabels(Selector):
         if self.folds < 2:
             raise ValueError(f"folds is {self.folds}; it must be at least 2")
 
+    def looks_at(self) -> Features | None:
+        """What the teacher sees."""
+        return self.features
+
     def choose(self, examples: Sequence[Example], bench: SelectionBench) -> Selection:
         """The rows whose labels stand, in their order; how many do not is counted in the notes.
 

@@ -77,8 +77,10 @@ class Deduplicate(Selector):
             raise ValueError(f"budget is {self.budget}; it must be at least 1 row")
         if self.ngram < 1:
             raise ValueError(f"ngram is {self.ngram}; it must be at least 1 word")
-        if self.how == "semantic":
-            object.__setattr__(self, "needs", self.features.needs)  # what its vectors are computed with
+
+    def looks_at(self) -> Features | None:
+        """Its features, where rows are compared by their meaning."""
+        return self.features if self.how == "semantic" else None
 
     def choose(self, examples: Sequence[Example], bench: SelectionBench) -> Selection:
         """The rows that stay, best first, with the words of their answers as scores.

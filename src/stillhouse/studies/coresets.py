@@ -190,7 +190,7 @@ class CoresetStudy(Study):
             if name in found:
                 raise RecipeError(f"features names {name} twice. Keep one.")
             if not made.of_text:
-                raise NeedsError(f"features names {name}, which a model takes part in; this study has texts alone.")
+                raise NeedsError(f"features names {name}, which a student takes part in; this study has texts alone.")
             found[name] = made
         return found
 
@@ -228,9 +228,9 @@ class CoresetStudy(Study):
             if self.selectors:
                 raise
             return f"needs settings ({error})"  # which only a recipe can give
-        looked_at = getattr(made, "features", None)
-        of_model = made.needs or (isinstance(looked_at, Features) and not looked_at.of_text)
-        return "looks at a model, and this study has texts alone" if of_model else None
+        looked_at = made.looks_at()
+        of_student = looked_at is not None and not looked_at.of_text
+        return "looks at a student, and this study has texts alone" if of_student else None
 
 
 def _every() -> list[Component]:
