@@ -10,13 +10,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from stillhouse.classifiers.architectures import make_classifier
-from stillhouse.classifiers.fitting import (
-    fit,
-    likeliest_temperature,
-    one_hot,
-    out_of_fold,
-    softmax_regression,
-)
+from stillhouse.classifiers.fitting import fit, one_hot, softmax_regression, train
+from stillhouse.classifiers.out_of_fold import likeliest_temperature, out_of_fold
 from stillhouse.errors import DataError
 
 
@@ -110,6 +105,18 @@ def test_rows_without_weight_teach_nothing() -> None:
     half = trained(part=slice(30))[0]
     weighed = trained(torch.tensor([2.0] * 30 + [0.0] * 50))[0]  # only how weights stand to each other counts
     assert np.allclose(half, weighed, atol=1e-5)
+
+
+def test_a_linear_classifier_goes_to_its_optimum_and_others_learn() -> None:
+    inputs, labels = clouds(80, 2)
+    rows = torch.tensor(inputs)[:, None], torch.ones(80, 1), torch.tensor(one_hot(labels, 2))
+    linear = train(make_classifier("linear", 6, 2, seed=0).double(), *rows, steps=1, seed=0)
+    features = linear.features(*rows[:2]).detach().numpy()
+    peer = LogisticRegression(C=2 / 6, tol=1e-9, max_iter=1000).fit(features, labels)
+    ours = (linear.head.weight[1] - linear.head.weight[0]).detach().numpy()
+    assert np.allclose(ours, peer.coef_[0], atol=1e-3)
+    other = train(make_classifier("transformer", 6, 2, seed=0).double(), *rows, steps=60, seed=0)
+    assert (other(*rows[:2]).argmax(1).numpy() == labels).mean() > 0.75
 
 
 def test_a_teacher_out_of_fold_never_saw_the_row() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from stillhouse.classifiers.architectures import ARCHITECTURES, make_classifier
-from stillhouse.condensation._fitting import fit, train
+from stillhouse.classifiers.fitting import train
 from stillhouse.condensation._matching import (
     Rows,
     apart,
@@ -90,29 +90,6 @@ def test_learners_are_drawn_by_their_seed_alone() -> None:
     assert not torch.equal(one, other)
     with pytest.raises(RecipeError, match="Did you mean 'transformer'"):
         make_classifier("transfomer", 4, 2, seed=0)
-
-
-def test_logistic_regression_goes_to_its_optimum() -> None:
-    from sklearn.linear_model import LogisticRegression
-
-    real = toy(80)
-    module = make_classifier("linear", WIDTH, 2, seed=0).double()
-    train(module, real.inputs_NTD, real.mask_NT, real.labels_NC, steps=1, seed=0)
-    features = module.features(real.inputs_NTD, real.mask_NT).detach().numpy()
-    # Two opposite rows of weights cost half of what one row of twice the weights does.
-    peer = LogisticRegression(C=2 / WIDTH, tol=1e-9, max_iter=1000).fit(features, real.classes_N.numpy())
-    ours = (module.head.weight[1] - module.head.weight[0]).detach().numpy()
-    assert np.allclose(ours, peer.coef_[0], atol=1e-4)
-
-
-def test_rows_of_no_weight_teach_nothing() -> None:
-    real = toy(40)
-    weights = torch.ones(40, dtype=torch.float64)
-    weights[20:] = 0
-    part = [x[:20] for x in (real.inputs_NTD, real.mask_NT, real.labels_NC)]
-    one = fit(MLP(0), real.inputs_NTD, real.mask_NT, real.labels_NC, weights, steps=5, lr=0.01, seed=0)
-    two = fit(MLP(0), *part, steps=5, lr=0.01, seed=0)
-    assert torch.allclose(one(*part[:2]), two(*part[:2]))
 
 
 # Gradients.

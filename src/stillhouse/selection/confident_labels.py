@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainValidator
 
-from stillhouse.classifiers.fitting import Floats, Labels, out_of_fold
+from stillhouse.classifiers.fitting import Floats, Labels
+from stillhouse.classifiers.out_of_fold import out_of_fold
 from stillhouse.errors import DataError
 from stillhouse.features._store import tabulate
 from stillhouse.features.base import Features, as_features

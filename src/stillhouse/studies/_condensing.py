@@ -17,7 +17,8 @@ from torch import Tensor
 
 from stillhouse import registry
 from stillhouse.classifiers.architectures import VectorClassifier, make_classifier
-from stillhouse.condensation._fitting import train
+from stillhouse.classifiers.fitting import train
+from stillhouse.classifiers.out_of_fold import out_of_fold
 from stillhouse.condensation._matching import Rows, apart, matching_loss, weights_of
 from stillhouse.condensation._projection import Fluency, project
 from stillhouse.condensation._rows import rows_of_classes, start_rows
@@ -32,7 +33,7 @@ GOLD, TEACHER = "gold", "teacher"
 TEXT, VECTORS, NEAREST, FLUENT = "text", "vectors", "nearest text", "fluent text"
 """Forms of a set: real texts; learned vectors; these as the nearest pieces; as pieces that a language model likes."""
 BASELINES: tuple[Start, ...] = ("random", "medoids")
-_FOLDS, _LOOKS, _LOOK_ROWS = 5, 2, 128
+_LOOKS, _LOOK_ROWS = 2, 128
 _CANDIDATES, _BEAMS = 4, 2
 
 
@@ -120,27 +121,16 @@ def read_task(train_source: Source, heldout: Source, vocabulary: Vocabulary, pla
         vocabulary,
         steps,
     )
-    return replace(task, teacher=replace(real, labels_NC=out_of_fold(task)))
+    return replace(task, teacher=replace(real, labels_NC=teacher_of(task)))
 
 
-def out_of_fold(task: Task) -> Tensor:
+def teacher_of(task: Task) -> Tensor:
     """Of every row the distribution of a logistic regression that was fitted to the other folds, [N, C]."""
     real = task.real
-    fold_N = np.random.default_rng(0).permutation(len(real.classes_N)) % _FOLDS
-    labels_NC = torch.zeros_like(real.labels_NC)
-    for fold in range(_FOLDS):
-        apart_N, rest_N = (torch.as_tensor(np.flatnonzero(test)) for test in (fold_N == fold, fold_N != fold))
-        module = train(
-            task.make("linear", 0),
-            real.inputs_NTD[rest_N],
-            real.mask_NT[rest_N],
-            real.labels_NC[rest_N],
-            steps=1,
-            seed=0,
-        )
-        with torch.no_grad():
-            labels_NC[apart_N] = module(real.inputs_NTD[apart_N], real.mask_NT[apart_N]).softmax(-1)
-    return labels_NC
+    with torch.no_grad():
+        features_ND = task.make("linear", 0).features(real.inputs_NTD, real.mask_NT)
+    told = out_of_fold(features_ND, real.classes_N.numpy(), penalty=float(features_ND.shape[1]))
+    return torch.as_tensor(told.probabilities_NC, dtype=real.labels_NC.dtype)
 
 
 # Sets.

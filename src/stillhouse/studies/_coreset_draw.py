@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from stillhouse import registry
 from stillhouse.classifiers.architectures import make_classifier
-from stillhouse.classifiers.fitting import Floats, Labels, fit, one_hot, out_of_fold, softmax_regression
+from stillhouse.classifiers.fitting import Floats, Labels, one_hot, softmax_regression, train
+from stillhouse.classifiers.out_of_fold import out_of_fold
 from stillhouse.features.base import Matrix
 from stillhouse.recipe_parts import Component
 from stillhouse.records import Example
@@ -34,7 +35,7 @@ GRADIENTS = {
     "herding on KD gradients": ("herding", "soft"),
 }
 """Rows of the study that choose among a student's gradients: by which selector, from which labels."""
-_STEPS, _EPOCHS, _BATCH, _LR = 100, 10, 256, 0.1
+_STEPS, _EPOCHS, _BATCH = 100, 10, 256
 """Of the MLP: as many updates as ten walks over the data take, at least 100."""
 
 
@@ -229,7 +230,7 @@ def _student(name: str, penalty: float, seed: int) -> Learn:
         targets = torch.tensor(targets_NC[rows], dtype=torch.float32)
         weighing = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         steps = max(_STEPS, _EPOCHS * len(rows) // _BATCH)
-        fit(module, inputs, torch.ones(inputs.shape[:2]), targets, weighing, steps=steps, lr=_LR, seed=seed)
+        train(module, inputs, torch.ones(inputs.shape[:2]), targets, weighing, steps=steps, seed=seed)
         with torch.inference_mode():
             told = module(heldout, torch.ones(heldout.shape[:2])).argmax(dim=1)
         return told.numpy() == drawn.heldout_E
