@@ -198,15 +198,23 @@ def compare(
 
 @app.command()
 def check(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """What a recipe would do, needs and costs, without loading any weights.
+    """What a recipe would do, needs and costs; of a student and its teacher no weights are loaded.
 
     Example: stillhouse check quickstart train.steps=2000
     """
-    from stillhouse.checking.check import check as look
-    from stillhouse.terminal import check_text
+    from stillhouse.terminal import check_text, study_check_text
 
-    result = look(load_recipe(recipe, overrides or [], build=True))
-    _emit(result, as_json, check_text(result))
+    loaded = load(recipe, overrides or [], build=True)
+    if isinstance(loaded, Recipe):
+        from stillhouse.checking.check import check as look
+
+        result = look(loaded)
+        _emit(result, as_json, check_text(result))
+        return
+    from stillhouse.studies.base import foretell
+
+    result = foretell(loaded)
+    _emit(result, as_json, study_check_text(result))
 
 
 @app.command(name="list")

@@ -196,6 +196,27 @@ def check_text(result: Mapping[str, Any]) -> str:
     return _columns(rows)
 
 
+def study_check_text(result: Mapping[str, Any]) -> str:
+    """What `check` found of a study."""
+    rows = [[name, text] for name, text in result["facts"].items()]
+    if result["stages"]:
+        rows += [
+            ["memory", f"about {result['peak_memory_bytes'] / 2**30:.2f} GiB at its peak"],
+            [
+                "time",
+                f"about {result['seconds']:,.0f} s: tried with few rows and steps, on this machine as busy as now",
+            ],
+        ]
+        rows += [
+            ["", f"{stage['seconds']:,.1f} s and {stage['memory_bytes'] / 2**30:.2f} GiB {name}"]
+            for name, stage in result["stages"].items()
+        ]
+    else:
+        rows.append(["time", "not told of this study"])
+    rows += [["warning", text] for text in result["warnings"]]
+    return _columns(rows)
+
+
 def _within(estimate: Mapping[str, Any]) -> str:
     return f", in {estimate['peak_memory_stage']}" if estimate["rehearsed"] else ""
 

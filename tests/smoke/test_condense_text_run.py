@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from stillhouse.cli import app
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe_file import load
 from stillhouse.studies._condensed_numbers import summarize_crossing, summarize_matrix
@@ -40,6 +42,30 @@ def overrides(shared: Path, tmp_path: Path) -> list[str]:
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     data = [f"data.train.path={tmp_path}/train.jsonl", f"data.heldout.path={tmp_path}/dev.jsonl"]
     return [*data, f"embeddings={folder}", *TINY]
+
+
+def check(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["check", *arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_check_foretells_time_and_memory_without_spending_them(overrides: list[str]) -> None:
+    told = json.loads(check("condense-text", *overrides))
+    assert list(told["stages"]) == ["full", "budgets", "matrix"]
+    assert all(stage["seconds"] >= 0 and stage["memory_bytes"] > 10**7 for stage in told["stages"].values())
+    assert told["warnings"] == []
+    # A graph of ten million steps of a student: known without building it.
+    endless = "condensers=[{trajectory_matching: {student_steps: 10000000, rounds: 2}}]"
+    told = json.loads(check("condense-text", *overrides, endless))
+    assert any("trajectory_matching for a mlp learner" in text for text in told["warnings"])
+    assert any("student_steps 10000000); lower one of these" in text for text in told["warnings"])
+    assert told["seconds"] > 1000
+
+
+def test_check_finds_what_a_run_would_stumble_over(overrides: list[str]) -> None:
+    with pytest.raises(DataError, match=r"Class '0' has 16 rows, and 17 a class were asked for"):
+        check("condense-text", *overrides, "per_class=[17]")
 
 
 def test_the_study_compares_every_set_with_random_rows(overrides: list[str], stories: str, tmp_path: Path) -> None:
@@ -127,7 +153,7 @@ def test_settings_that_are_wrong(override: str, word: str) -> None:
 def test_condensers_and_data_that_are_wrong(overrides: list[str], tmp_path: Path) -> None:
     for more, error, word in (
         ("condensers=[gradient_macthing]", RecipeError, "Did you mean 'gradient_matching'"),
-        ("per_class=[17]", DataError, "Class 0 has 16 rows"),
+        ("per_class=[17]", DataError, "Class '0' has 16 rows"),
         ("data.train.limit=4", DataError, "at least two"),
     ):
         study: Any = load("condense-text", [*overrides, more])

@@ -9,16 +9,22 @@ from typing import Any, ClassVar
 
 import pytest
 
+from stillhouse.checking.metering import Trial
 from stillhouse.errors import RunError
 from stillhouse.report.findings import Findings, Table
 from stillhouse.runs import RunFolder
-from stillhouse.studies.base import Study, conduct
+from stillhouse.studies.base import Foresight, Study, conduct, foretell
+from stillhouse.terminal import study_check_text
 from stillhouse.workshop import Progress
 
 
 class Doubling(Study):
     result: ClassVar[str] = "doubled.json"
     value: int = 2
+
+    def foresee(self) -> Foresight:
+        stages = {"small": Trial(2.0, 1000.0), "large": Trial(3.0, 1e15)}
+        return Foresight({"value": str(self.value)}, stages, {"large": "doubling (value 2)"})
 
     def find(self, folder: RunFolder, progress: Progress) -> dict[str, Any]:
         with folder.stage("double", {"value": self.value}) as (record, done):
@@ -41,6 +47,19 @@ def test_a_study_leaves_numbers_a_page_and_a_manifest(tmp_path: Path) -> None:
     assert "| &lt;doubled&gt; | 4 |" in text
     assert "### Doubles \\| of it" in text
     assert json.loads((tmp_path / "a" / "manifest.json").read_text())["name"] == "mine"
+
+
+def test_what_it_will_take_is_told_and_what_would_be_killed() -> None:
+    told = foretell(Doubling(study="doubling"))
+    assert told["seconds"] == 5
+    assert told["stages"]["small"]["memory_bytes"] > 1000  # the process itself counts
+    assert told["peak_memory_bytes"] == told["stages"]["large"]["memory_bytes"] > 1e15
+    (warning,) = told["warnings"]
+    assert "large needs about 931" in warning
+    assert "held by doubling (value 2); lower one of these" in warning
+    text = study_check_text(told)
+    assert "about 5 s" in text
+    assert "it would be killed" in text
 
 
 def test_its_folder_belongs_to_it(tmp_path: Path) -> None:

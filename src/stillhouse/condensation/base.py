@@ -5,10 +5,11 @@ Shapes: N real rows, R condensed rows, T places of a row, D width of a vector, C
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -73,6 +74,9 @@ class Condenser(ABC):
     seed: int = 0
 
     family: ClassVar[str] = "condenser"
+    counts: ClassVar[Mapping[str, int]] = {"per_class": 64}
+    """Settings in each of which time and memory grow along a line, and up to where they are cheap to try: a rehearsal
+    tries no larger value, and carries the line on."""
 
     def __post_init__(self) -> None:
         if self.per_class < 1:
@@ -111,6 +115,10 @@ class LearningCondenser(Condenser):
         above_zero(self, "lr")
         if not self.limit > 1:
             raise ValueError(f"limit is {self.limit}; it must be above 1, a multiple of the first round's loss")
+
+    def shortest(self) -> Self:
+        """The same with one outer step, and as little before it as leaves that step as large as it is."""
+        return dataclasses.replace(self, rounds=1, steps=1)
 
 
 def at_least_one(settings: Any, *names: str) -> None:

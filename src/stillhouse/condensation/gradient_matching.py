@@ -5,9 +5,10 @@ Shapes: N real rows, R condensed rows, T places, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from stillhouse.condensation._matching import (
 )
 from stillhouse.condensation._outer import Synthetic, Watch, step
 from stillhouse.condensation._rows import rows_of_classes
-from stillhouse.condensation.base import Condensed, LearningCondenser, Real, above_zero, at_least_one
+from stillhouse.condensation.base import Condensed, Condenser, LearningCondenser, Real, above_zero, at_least_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class GradientMatching(LearningCondenser):
     unroll: int = 1
     lr_labels: float = 0.05
     batch: int = 64
+
+    counts: ClassVar[Mapping[str, int]] = {**Condenser.counts, "unroll": 16}
 
     def __post_init__(self) -> None:
         super().__post_init__()

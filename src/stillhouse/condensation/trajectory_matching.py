@@ -5,8 +5,9 @@ Shapes: N real rows, R condensed rows, T places, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from stillhouse.condensation._matching import Rows, Weights, descend, gradients, weights_of
 from stillhouse.condensation._outer import Synthetic, Watch, step
-from stillhouse.condensation.base import Condensed, LearningCondenser, Real, above_zero, at_least_one
+from stillhouse.condensation.base import Condensed, Condenser, LearningCondenser, Real, above_zero, at_least_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class TrajectoryMatching(LearningCondenser):
     rounds: int = 10
     lr_labels: float = 0.05
 
+    counts: ClassVar[Mapping[str, int]] = {**Condenser.counts, "student_steps": 64}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "experts", "expert_batch", "every", "span", "student_steps")
@@ -60,6 +63,10 @@ class TrajectoryMatching(LearningCondenser):
                 f"latest is {self.latest}; it must be at least 0 and leave {self.span} snapshots of the "
                 f"{self.expert_steps // self.every} behind it"
             )
+
+    def shortest(self) -> Self:
+        """One expert, no longer than its snapshots need."""
+        return replace(super().shortest(), experts=1, expert_steps=(self.latest + self.span) * self.every)
 
     def condense(self, real: Real, learner: Callable[[int], nn.Module]) -> Condensed:
         """Condense.

@@ -20,7 +20,7 @@ from stillhouse.report.numbers import ABSENT, percent
 from stillhouse.runs import RunFolder
 from stillhouse.studies._choosing import choose, tabulate
 from stillhouse.studies._contradicting import BEST, CurveSection, contradict, summarize_curves
-from stillhouse.studies.base import Study
+from stillhouse.studies.base import Foresight, Study
 from stillhouse.traces._source import TraceSource, read_traces
 from stillhouse.workshop import Progress
 
@@ -92,6 +92,17 @@ class CommitteeStudy(Study):
                 )
                 stood.out = {"cells": cells, "curves": summarize_curves(cells)}
         return {"format": 1, "choosing": chose.out, "contradictions": stood.out}
+
+    def foresee(self) -> Foresight:
+        """The rules and the file.
+
+        Raises:
+            RecipeError, DataError: as `find`.
+        """
+        rules = self._built()
+        traces, left_out = read_traces(self.data.traces)
+        tabulate(traces, self.data.traces.path)
+        return Foresight({"solutions": f"{len(traces):,}; {left_out:,} left out", "rules": ", ".join(rules)})
 
     def _built(self) -> dict[str, ConsensusRule]:
         rules: dict[str, ConsensusRule] = {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import BeforeValidator, Field, field_validator
 
 from stillhouse import registry
@@ -14,7 +15,7 @@ from stillhouse.classifiers.architectures import ARCHITECTURES
 from stillhouse.condensation._matching import Rows
 from stillhouse.condensation._projection import Fluency, fluency_of
 from stillhouse.condensation._tokens import load_vocabulary
-from stillhouse.errors import did_you_mean
+from stillhouse.errors import DataError, did_you_mean
 from stillhouse.locating import fingerprint_model
 from stillhouse.models import CausalLM
 from stillhouse.recipe_data import Source
@@ -25,7 +26,8 @@ from stillhouse.runs import RunFolder
 from stillhouse.studies._condensed_numbers import summarize_budgets, summarize_crossing, summarize_matrix
 from stillhouse.studies._condensed_page import page
 from stillhouse.studies._condensing import Task, budgets_of_seed, matrix_of_seed, pack, read_task, unpack
-from stillhouse.studies.base import Study
+from stillhouse.studies._condensing_costs import Costs, Piece, heaviest, total
+from stillhouse.studies.base import Foresight, Study
 from stillhouse.workshop import Progress
 
 
@@ -119,12 +121,7 @@ class CondenseText(Study):
             MissingExtraError: model2vec is not installed.
             ModelError: a model cannot be loaded.
         """
-        for item in (*self.condensers, *self.matrix.condensers):
-            registry.build("condenser", item.name, {**item.settings, "per_class": 1})
-        task = read_task(
-            self.data.train, self.data.heldout, load_vocabulary(self.embeddings), self.places, self.student_steps
-        )
-        judge = fluency_of(CausalLM.load(self.language_model)) if self.language_model else None
+        task, judge = self._given()
         held = len(task.heldout.labels_RC)
         full = self._full(folder, task)
         budgets = self._budgets(folder, task, judge, progress)
@@ -142,9 +139,77 @@ class CondenseText(Study):
             "settings": self.resolved(),
         }
 
+    def foresee(self) -> Foresight:
+        """Each condenser is tried with few rows and steps, and carried on along the lines that its cost grows on.
+
+        Raises:
+            RecipeError, DataError, MissingExtraError, ModelError: as `find`.
+        """
+        task, judge = self._given()
+        costs = Costs(task, (judge, self.fluency_weight))
+        sections = {"full": self._cost_of_full(costs), "budgets": self._cost_of_budgets(costs)}
+        if self.matrix.seeds:
+            sections["matrix"] = self._cost_of_matrix(costs)
+        facts = {
+            "texts": f"{len(task.texts):,} in {len(task.classes)} classes, {len(task.heldout.labels_RC):,} held out",
+            "condensers": ", ".join(item.name for item in self.condensers),
+            "students": ", ".join(self.students),
+        }
+        stages = {name: total(pieces) for name, pieces in sections.items()}
+        return Foresight(facts, stages, {name: heaviest(pieces) for name, pieces in sections.items()})
+
     def show(self, found: Mapping[str, Any]) -> Findings:
         """The claim is about the smallest budget's vectors; text and other students follow."""
         return page(found)
+
+    def _given(self) -> tuple[Task, Fluency | None]:
+        """The texts as vectors and the judge, once all that a run would stumble over was looked at."""
+        for item in (*self.condensers, *self.matrix.condensers):
+            registry.build("condenser", item.name, {**item.settings, "per_class": 1})
+        task = read_task(
+            self.data.train, self.data.heldout, load_vocabulary(self.embeddings), self.places, self.student_steps
+        )
+        most = max([*self.per_class, *([self.matrix.per_class] if self.matrix.seeds else [])])
+        counts_C = torch.bincount(task.real.classes_N, minlength=len(task.classes)).tolist()
+        for name, count in zip(task.classes, counts_C, strict=True):
+            if count < most:
+                raise DataError(
+                    f"Class {name!r} has {count} rows, and {most} a class were asked for. Lower per_class, or give "
+                    "more rows of that class."
+                )
+        return task, fluency_of(CausalLM.load(self.language_model)) if self.language_model else None
+
+    def _crossed(self) -> Sequence[Component]:
+        return self.matrix.condensers or self.condensers
+
+    def _cost_of_full(self, costs: Costs) -> list[Piece]:
+        names = list(dict.fromkeys([*self.students, *(self.matrix.learners if self.matrix.seeds else ())]))
+        return [Piece(f"the {name} student", 1, costs.training(name, None, self.full_steps)) for name in names]
+
+    def _cost_of_budgets(self, costs: Costs) -> list[Piece]:
+        pieces: list[Piece] = []
+        first = self.students[0]
+        for rows in self.per_class:
+            for item in self.condensers:
+                sets = 2 * self.seeds  # two kinds of labels
+                pieces.append(costs.condensing(item, first, rows, sets))
+                pieces.append(costs.forms(item, first, rows, sets, judged=False))
+                if costs.judged and rows == self.per_class[0]:
+                    pieces.append(costs.forms(item, first, rows, self.seeds, judged=True))
+            trained = self.seeds * (4 + 2 * 3 * len(self.condensers))  # at most: real rows, then three forms of a set
+            pieces += [
+                Piece(f"the {name} student", trained, costs.training(name, rows, self.student_steps))
+                for name in self.students
+            ]
+        return pieces
+
+    def _cost_of_matrix(self, costs: Costs) -> list[Piece]:
+        rows, learners, seeds = self.matrix.per_class, self.matrix.learners, self.matrix.seeds
+        pieces = [costs.condensing(item, name, rows, seeds) for item in self._crossed() for name in learners]
+        trained = seeds * (2 + len(self._crossed()) * len(learners))
+        return pieces + [
+            Piece(f"the {name} student", trained, costs.training(name, rows, self.student_steps)) for name in learners
+        ]
 
     def _inputs(self, *keys: str) -> dict[str, Any]:
         """What decides a stage's cells."""
@@ -194,7 +259,7 @@ class CondenseText(Study):
 
     def _matrix(self, folder: RunFolder, task: Task, progress: Progress) -> list[dict[str, Any]]:
         cells: list[dict[str, Any]] = []
-        condensers = self.matrix.condensers or self.condensers
+        condensers = self._crossed()
         shown = [item.model_dump(mode="json") for item in condensers]
         of_matrix = {"learners": self.matrix.learners, "per_class": self.matrix.per_class, "condensers": shown}
         total = self.matrix.seeds * len(condensers) * len(self.matrix.learners)

@@ -23,7 +23,7 @@ from stillhouse.studies._coreset_page import page
 from stillhouse.studies._coreset_summary import summarize
 from stillhouse.studies._given import Given
 from stillhouse.studies._labelled import LABEL, Labelled, LabelledData, read_labelled
-from stillhouse.studies.base import Study
+from stillhouse.studies.base import Foresight, Study
 from stillhouse.workshop import Progress
 
 _HITS = "draws"
@@ -122,6 +122,23 @@ class CoresetStudy(Study):
             "features": found,
             "settings": self.resolved(),
         }
+
+    def foresee(self) -> Foresight:
+        """Names and data; what choosing will take is not told, because it depends on every selector in its own way.
+
+        Raises:
+            RecipeError, NeedsError, DataError: as `find`.
+        """
+        selectors, left_out = self._selectors()
+        self._features()
+        data = read_labelled(self.data)
+        counts = self._counts(data)
+        facts = {
+            "texts": f"{len(data.train):,} in {len(counts)} classes, {len(data.heldout):,} held out",
+            "selectors": ", ".join((RANDOM, *selectors)),
+            **{f"without {name}": why for name, why in left_out.items()},
+        }
+        return Foresight(facts)
 
     def show(self, found: Mapping[str, Any]) -> Findings:
         """Who beats random, by how much, and what it takes."""

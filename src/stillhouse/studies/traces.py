@@ -21,7 +21,7 @@ from stillhouse.runs import RunFolder
 from stillhouse.solutions.tokens import without_annotations
 from stillhouse.statistics import FloatArray
 from stillhouse.studies._trace_page import page
-from stillhouse.studies.base import Study
+from stillhouse.studies.base import Foresight, Study
 from stillhouse.traces._card import card, wrong_equations
 from stillhouse.traces._combine import cross_fitted, two_views
 from stillhouse.traces._reading import beyond_context
@@ -106,6 +106,22 @@ class TraceQuality(Study):
             "choices": [{"name": "device", "value": device, "reason": reason}],
             "settings": self.resolved(),
         }
+
+    def foresee(self) -> Foresight:
+        """The file and the signals.
+
+        Raises:
+            DataError: as `find`.
+        """
+        traces, left_out = read_traces(self.data.traces)
+        labelled = sum(trace.correct is not None for trace in traces)
+        return Foresight(
+            {
+                "traces": f"{len(traces):,}, {labelled:,} known to be right or wrong; {left_out:,} left out",
+                "signals": ", ".join(self.chosen()),
+                "model": self.model or "none, so that signals which need one are left out",
+            }
+        )
 
     def show(self, found: Mapping[str, Any]) -> Findings:
         """The AUROC of everything, and the card."""
