@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -103,6 +104,18 @@ def test_the_study_compares_every_set_with_random_rows(overrides: list[str], sto
     assert all(row["kept"]["value"] == 1 for row in diagonal)
     assert {row["method"] for row in found["crossing"]} == {"gradient_matching", "select_and_relabel"}
     assert found == json.loads((tmp_path / "out" / "condensation.json").read_text())
+    folder = str(tmp_path / "out" / "dataset")
+    rows = list(datasets.load_dataset(folder, "gradient_matching", split="train", cache_dir=str(tmp_path / "cache")))
+    assert len({row["id"] for row in rows}) == len(rows) == 4 * (2 * 2 + 1)  # vectors and nearest, twice; fluent once
+    for row in rows:
+        assert sum(row["distribution"]) == pytest.approx(1, abs=1e-5)
+        assert (row["text"] is None) == (row["form"] == "vectors") == (row["vectors"] is not None)
+        lineage = json.loads(row["lineage"])
+        assert lineage["method"] == "gradient_matching"
+        assert lineage["its_text"].split()[-1].isdigit()
+    card = (tmp_path / "out" / "dataset" / "README.md").read_text()
+    assert "config_name: select_and_relabel" in card
+    assert "| gradient_matching | teacher | nearest text | 2 |" in card
     page = (tmp_path / "out" / "report.html").read_text()
     for word in ("Condensed for one, training another", "What projecting to text loses", "known with hindsight"):
         assert word in page

@@ -45,6 +45,7 @@ class Task:
         real: rows with gold labels.
         teacher: the same rows with the distributions of classifiers that were trained without them.
         texts: of the rows.
+        ids: of the rows.
         heldout: vectors, mask and labels of held-out texts.
         classes: the labels' names.
         vocabulary: what the vectors mean.
@@ -54,6 +55,7 @@ class Task:
     real: Real
     teacher: Real
     texts: Sequence[str]
+    ids: Sequence[str]
     heldout: Rows
     classes: Sequence[str]
     vocabulary: Vocabulary
@@ -76,12 +78,14 @@ class Task:
 
 
 class Set(NamedTuple):
-    """A set that students are trained on."""
+    """A set that students are trained on; of each row the real one that it began as, and its text where it has one."""
 
     method: str
     labels: str
     form: str
     rows: Rows
+    origins_R: Tensor
+    texts: Sequence[str] | None
     facts: dict[str, Any]
 
 
@@ -116,6 +120,7 @@ def read_task(train_source: Source, heldout: Source, vocabulary: Vocabulary, pla
         real,
         real,
         [str(example.prompt) for example in examples],
+        [example.id for example in examples],
         Rows(held.inputs_NTD, held.mask_NT, held.labels_NC),
         classes,
         vocabulary,
@@ -149,7 +154,8 @@ def baselines(task: Task, per_class: int, seed: int) -> list[Set]:
         for labels in (GOLD, TEACHER):
             real = task.labelled(labels)
             rows = Rows(real.inputs_NTD[chosen], real.mask_NT[chosen], real.labels_NC[chosen])
-            found.append(Set(start, labels, TEXT, rows, _billed(rows, [task.texts[row] for row in chosen.tolist()])))
+            texts = [task.texts[row] for row in chosen.tolist()]
+            found.append(Set(start, labels, TEXT, rows, chosen, texts, _billed(rows, texts)))
     return found
 
 
@@ -164,14 +170,15 @@ def as_sets(
     task: Task, name: str, labels: str, condensed: Condensed, learner: str, fluency: Fluency | None, weight: float
 ) -> list[Set]:
     """A condensed set as it is and, where its rows are no real ones, as text in each way; with what projecting lost."""
-    rows = rows_of(condensed)
+    rows, origins_R = rows_of(condensed), condensed.rows_R
     real = task.real.inputs_NTD[condensed.rows_R] * condensed.mask_RT[..., None]
     notes = {"notes": list(condensed.notes), "lr": condensed.lr}
     if torch.equal(real, condensed.inputs_RTD):
         texts = [task.texts[row] for row in condensed.rows_R.tolist()]
-        return [Set(name, labels, TEXT, rows, _billed(rows, texts) | notes)]
+        return [Set(name, labels, TEXT, rows, origins_R, texts, _billed(rows, texts) | notes)]
     look = partial(objective, task, labels, learner, classes_R=condensed.classes_R)
-    found = [Set(name, labels, VECTORS, rows, _billed(rows, None) | notes | {"objective": look(rows)})]
+    facts = _billed(rows, None) | notes | {"objective": look(rows)}
+    found = [Set(name, labels, VECTORS, rows, origins_R, None, facts)]
     ways: list[tuple[str, Fluency | None]] = [(NEAREST, None)]
     ways += [(FLUENT, fluency)] if fluency else []
     for form, judge in ways:
@@ -183,7 +190,9 @@ def as_sets(
             "log_prob": None if judge is None else float(projected.log_probs_R.mean()),
             "texts": projected.texts[: 2 * len(task.classes)],
         }
-        found.append(Set(name, labels, form, again, _billed(again, projected.texts) | facts))
+        found.append(
+            Set(name, labels, form, again, origins_R, projected.texts, _billed(again, projected.texts) | facts)
+        )
     return found
 
 
@@ -247,9 +256,10 @@ def budgets_of_seed(
     seed: int,
     judge: tuple[Fluency | None, float],
     report: Callable[[], None],
-) -> list[dict[str, Any]]:
-    """Every way to make a set at every budget, condensed for the first student, and every student trained on it."""
-    found = []
+) -> tuple[list[dict[str, Any]], dict[int, list[Set]]]:
+    """Every way to make a set at every budget, condensed for the first student, and every student trained on it; the
+    cells, and the sets by budget."""
+    found, every = [], {}
     for per_class in budgets:
         sets = baselines(task, per_class, seed)
         for component in condensers:
@@ -260,7 +270,8 @@ def budgets_of_seed(
                 sets += as_sets(task, component.name, labels, made, students[0], fluency, judge[1])
                 report()
         found += [cell(task, made, student, seed, per_class=per_class) for made in sets for student in students]
-    return found
+        every[per_class] = sets
+    return found, every
 
 
 def matrix_of_seed(
@@ -281,7 +292,8 @@ def matrix_of_seed(
     for component in condensers:
         for learner in learners:
             condensed = condense(task, component, learner, per_class, TEACHER, seed)
-            made = Set(component.name, TEACHER, VECTORS, rows_of(condensed), {"notes": list(condensed.notes)})
+            facts = {"notes": list(condensed.notes)}
+            made = Set(component.name, TEACHER, VECTORS, rows_of(condensed), condensed.rows_R, None, facts)
             found += [cell(task, made, student, seed, learner=learner) for student in learners]
             report()
     return found

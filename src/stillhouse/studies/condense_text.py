@@ -23,6 +23,7 @@ from stillhouse.recipe_parts import Component, Section
 from stillhouse.records import fingerprint_file
 from stillhouse.report.findings import Findings
 from stillhouse.runs import RunFolder
+from stillhouse.studies._condensed_dataset import FOLDER, write_card, write_sets
 from stillhouse.studies._condensed_numbers import summarize_budgets, summarize_crossing, summarize_matrix
 from stillhouse.studies._condensed_page import page
 from stillhouse.studies._condensing import Task, budgets_of_seed, matrix_of_seed, pack, read_task, unpack
@@ -126,7 +127,7 @@ class CondenseText(Study):
         full = self._full(folder, task)
         budgets = self._budgets(folder, task, judge, progress)
         crossed = self._matrix(folder, task, progress)
-        return {
+        answer = {
             "format": 1,
             "n": held,
             "rows": len(task.texts),
@@ -138,6 +139,8 @@ class CondenseText(Study):
             "crossing": summarize_crossing(crossed, held, full) if crossed else [],
             "settings": self.resolved(),
         }
+        write_card(folder.path / FOLDER, self.name, answer)
+        return answer
 
     def foresee(self) -> Foresight:
         """Each condenser is tried with few rows and steps, and carried on along the lines that its cost grows on.
@@ -244,7 +247,7 @@ class CondenseText(Study):
             seed = self.seed + place
             with folder.stage(f"budgets-{seed}", {**inputs, "seed": seed}) as (record, done):
                 if not done:
-                    told = budgets_of_seed(
+                    told, sets = budgets_of_seed(
                         task,
                         self.condensers,
                         self.students,
@@ -253,6 +256,9 @@ class CondenseText(Study):
                         (judge, self.fluency_weight),
                         lambda: progress("condense", next(made), total, ""),
                     )
+                    if not place:
+                        made_for = {"learner": self.students[0], "seed": seed, "embeddings": self.embeddings}
+                        write_sets(folder.path / FOLDER, task, sets, made_for)
                     record.out = {"cells": told}
             cells += record.out["cells"]
         return cells
