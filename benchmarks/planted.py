@@ -4,11 +4,12 @@
     python benchmarks/planted.py --only million
 
 Among texts of AG News copies of some are hidden, changed as `kind` says. `recall` is the share that shares a cluster
-with its original, or that is left out as an evaluation item, with Wilson's 95 % interval over all seeds; `alike` is the
-recall of those copies whose exact Jaccard similarity reaches the threshold, and `unverified` counts rows left out by
-MinHash though it does not. `precision` counts everything else that was left out as wrong: a lower bound, for AG News
-has duplicates of its own. `speed` runs the semantic search beside semhash, with the same vectors and threshold, model
-loading included; `million` takes short made rows through exact hashes and MinHash in a process of its own.
+with its original, or that is left out as an evaluation item, with Wilson's 95 % interval over all seeds; `alike` is
+the recall of those copies whose exact Jaccard similarity reaches the threshold, and `unverified` counts rows left out
+by MinHash though it does not. `precision` counts everything else that was left out as wrong: a lower bound, for AG
+News has duplicates of its own. `speed` runs the semantic search beside semhash, with the same vectors and threshold,
+model loading included; `labels` flips labels and looks for them by `confident_labels`; `million` takes short made rows
+through exact hashes and MinHash in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from stillhouse.features.static_embeddings import StaticEmbeddings
 from stillhouse.records import Example
 from stillhouse.selection._text import words
 from stillhouse.selection.base import SelectionBench, Selector
+from stillhouse.selection.confident_labels import ConfidentLabels
 from stillhouse.selection.decontaminate import Decontaminate
 from stillhouse.selection.deduplicate import Deduplicate
 
@@ -45,11 +47,12 @@ def main() -> None:
     parser.add_argument("--model", default="../shared/models/potion-base-4M-int8", help="a folder of model2vec's")
     for name, default in {"rows": 3000, "planted": 300, "seeds": 5, "repeats": 5, "million": 1_000_000}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--only", nargs="+", choices=["recall", "speed", "million"])
+    parser.add_argument("--only", nargs="+", choices=["recall", "labels", "speed", "million"])
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     parts: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
         "recall": recall,
+        "labels": labels,
         "speed": speed,
         "million": million,
     }
@@ -195,6 +198,47 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
     middle = share + spread_ / 2
     half = z * math.sqrt(share * (1 - share) / count + spread_ / (4 * count))
     return max(0.0, (middle - half) / (1 + spread_)), min(1.0, (middle + half) / (1 + spread_))
+
+
+# Whether flipped labels are found.
+
+
+def labels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Of rows with a class some are given another one; with none flipped, what is flagged all the same."""
+    with Path(args.news).open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    classes = sorted({str(row["label"]) for row in rows})
+    for rate in (0.0, 0.05, 0.1, 0.2):
+        flagged = planted = hits = 0
+        for seed in range(args.seeds):
+            draw = random.Random(seed)
+            some = draw.sample(rows, args.rows)
+            wrong = set(draw.sample(range(args.rows), round(rate * args.rows)))
+            given = [
+                draw.choice([c for c in classes if c != str(row["label"])]) if place in wrong else str(row["label"])
+                for place, row in enumerate(some)
+            ]
+            examples = [
+                Example(id=str(place), prompt=row["text"], completion=label)
+                for place, (row, label) in enumerate(zip(some, given, strict=True))
+            ]
+            kept = set(ConfidentLabels(seed=seed).choose(examples, SelectionBench()).rows.tolist())
+            found = set(range(args.rows)) - kept
+            flagged, planted, hits = flagged + len(found), planted + len(wrong), hits + len(found & wrong)
+        low, high = wilson(hits, planted) if planted else (None, None)
+        yield {
+            "part": "labels",
+            "detector": "confident_labels",
+            "flipped": rate,
+            "recall": hits / planted if planted else None,
+            "recall_low": low,
+            "recall_high": high,
+            "precision": hits / flagged if planted else None,
+            "flagged": flagged / (args.seeds * args.rows),
+            "planted": planted,
+            "rows": args.rows,
+            "seeds": args.seeds,
+        }
 
 
 # How fast.
