@@ -9,7 +9,7 @@ the recall of those copies whose exact Jaccard similarity reaches the threshold,
 by MinHash though it does not. `precision` counts everything else that was left out as wrong: a lower bound, for AG
 News has duplicates of its own. `speed` runs the semantic search beside semhash, with the same vectors and threshold,
 model loading included; `labels` flips labels and looks for them by `confident_labels`; `million` takes short made rows
-through exact hashes and MinHash in a process of its own.
+through exact hashes, MinHash and decontamination, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -303,17 +303,22 @@ class Made(Sequence[Example]):
 
 def million(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each way in a process of its own."""
-    for selector in (Deduplicate(), Deduplicate(how="minhash")):
+    for how, selector in {
+        "exact": Deduplicate(),
+        "minhash": Deduplicate(how="minhash"),
+        "decontaminate": Decontaminate(),
+    }.items():
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=large, args=(replace(selector), args.million, there))
         process.start()
-        yield {"part": "million", "how": selector.how, "rows": args.million, **here.recv()}
+        yield {"part": "million", "how": how, "rows": args.million, **here.recv()}
         process.join()
 
 
 def large(selector: Selector, count: int, pipe: Any) -> None:
-    bench = SelectionBench()
+    held = [replace(row, id=f"held-{row.id}") for row in Made(1000)]  # each stands in the training data as well
+    bench = SelectionBench(heldout=held if isinstance(selector, Decontaminate) else ())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began, worked = time.perf_counter(), time.process_time()
     chosen = selector.choose(Made(count), bench)
@@ -322,7 +327,7 @@ def large(selector: Selector, count: int, pipe: Any) -> None:
             "seconds": round(time.perf_counter() - began, 1),
             "cpu_seconds": round(time.process_time() - worked, 1),
             "left": len(chosen.rows),
-            "planted": count // 10 * (1 + (getattr(selector, "how", "") == "minhash")),
+            "planted": len(held) if bench.heldout else count // 10 * (1 + (getattr(selector, "how", "") == "minhash")),
             "before_mb": round(before),
             "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "notes": dict(bench.notes),
