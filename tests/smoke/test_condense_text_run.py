@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,10 @@ def test_the_study_compares_every_set_with_random_rows(overrides: list[str], sto
     again = conduct(study, tmp_path / "out", lambda stage, done, total, note: seen.append(stage))
     assert again == found
     assert not seen
+    shutil.move(tmp_path / "out" / "dataset", tmp_path / "away")
+    assert conduct(study, tmp_path / "out") == found
+    there, here = ((place / "data" / "gradient_matching.parquet") for place in (tmp_path / "away", Path(folder)))
+    assert there.read_bytes() == here.read_bytes()
 
 
 def test_what_is_kept_is_counted_against_the_students_own_set() -> None:

@@ -102,8 +102,8 @@ def test_a_tenth_of_planted_labels_on_news() -> None:
     [
         (texts(4)[::2], {}, "two classes or more"),
         (texts(3), {}, "at least two rows each"),
-        ([Example(id="a", text="a cat")], {}, "reads the label 'completion', and example 'a' has none"),
-        ([Example(id="a", text="a cat")], {"label": "topic"}, "reads the label 'topic'"),
+        ([Example(id="a", text="a cat")], {}, "looks at 'completion', and example 'a' has none"),
+        ([Example(id="a", text="a cat")], {"label": "topic"}, "looks at 'topic'"),
     ],
 )
 def test_rows_that_cannot_be_judged(examples: list[Example], settings: dict[str, str], word: str) -> None:

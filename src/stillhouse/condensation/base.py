@@ -75,8 +75,8 @@ class Condenser(ABC):
 
     family: ClassVar[str] = "condenser"
     counts: ClassVar[Mapping[str, int]] = {"per_class": 64}
-    """Settings in each of which time and memory grow along a line, and up to where they are cheap to try: a rehearsal
-    tries no larger value, and carries the line on."""
+    """Settings in each of which time and memory grow along a line, and up to where, two or more, they are cheap to try:
+    a rehearsal tries no larger value, and carries the line on."""
 
     def __post_init__(self) -> None:
         if self.per_class < 1:

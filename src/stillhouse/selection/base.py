@@ -198,6 +198,20 @@ def join(parts: Sequence[tuple[Rows, Picked]], reason: str) -> Selection:
     return Selection(rows, np.concatenate(weights), np.concatenate(scores), [reason] * len(rows))
 
 
+def column_of(example: Example, column: str, setting: str, who: str) -> str:
+    """What an example holds in a column of `meta`, or as its `completion`; `setting` of `who` names the column.
+
+    Raises:
+        DataError: nothing.
+    """
+    value = example.completion if column == "completion" else example.meta.get(column)
+    if value is None:
+        raise DataError(
+            f"{who} looks at {column!r}, and example {example.id!r} has none. Set {setting} to a column it has."
+        )
+    return str(value)
+
+
 def split_by(examples: Sequence[Example], by: str | None, budget: int, who: str) -> list[tuple[Rows, int]]:
     """The rows of each group and how many to choose of it; what does not divide goes to the first groups.
 
@@ -212,10 +226,7 @@ def split_by(examples: Sequence[Example], by: str | None, budget: int, who: str)
         return [(np.arange(len(examples)), budget)]
     places: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
-        value = example.completion if by == "completion" else example.meta.get(by)
-        if value is None:
-            raise DataError(f"{who} chooses by {by!r}, and example {example.id!r} has none. Set by to a column it has.")
-        places.setdefault(str(value), []).append(place)
+        places.setdefault(column_of(example, by, "by", who), []).append(place)
     if budget < len(places):
         raise DataError(
             f"{who} should choose {budget} rows of {len(places)} groups by {by!r}. Raise its budget to a row each, or "

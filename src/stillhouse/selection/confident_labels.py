@@ -15,12 +15,12 @@ from pydantic import PlainValidator
 
 from stillhouse.classifiers.fitting import Floats, Labels
 from stillhouse.classifiers.out_of_fold import out_of_fold
-from stillhouse.errors import DataError
 from stillhouse.features._store import tabulate
 from stillhouse.features.base import Features, as_features
 from stillhouse.features.tfidf import Tfidf
 from stillhouse.records import Example
-from stillhouse.selection.base import Selection, SelectionBench, Selector
+from stillhouse.registry import name_of
+from stillhouse.selection.base import Selection, SelectionBench, Selector, column_of
 
 _TFIDF = Tfidf()
 
@@ -72,15 +72,7 @@ class ConfidentLabels(Selector):
         return Selection(kept, np.ones(len(kept)), scores, ["its label stands against the other rows"] * len(kept))
 
     def _labels(self, examples: Sequence[Example]) -> Labels:
-        found = []
-        for example in examples:
-            value = example.completion if self.label == "completion" else example.meta.get(self.label)
-            if value is None:
-                raise DataError(
-                    f"confident_labels reads the label {self.label!r}, and example {example.id!r} has none. Set label "
-                    "to a column it has."
-                )
-            found.append(str(value))
+        found = [column_of(example, self.label, "label", name_of(self)) for example in examples]
         names = {name: place for place, name in enumerate(sorted(set(found)))}
         return np.array([names[name] for name in found], dtype=np.int64)
 

@@ -6,14 +6,16 @@ Shapes: N rows, D width of a vector, C classes, G width of a gradient.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from stillhouse.classifiers.fitting import Floats, softmax_regression
+from stillhouse.features._sketch import Sketch
 
 CHECKPOINTS = (1, 3, 10)
 """Iterations of the learner after which gradients are taken: it has hardly begun, knows the classes, is nearly done."""
 _WIDEST = 4096
-"""Wider gradients are projected by Gaussian numbers (Johnson and Lindenstrauss 1984), which about keeps angles."""
+"""Wider gradients are sketched, which about keeps angles."""
 _BLOCK = 256
 
 
@@ -34,12 +36,10 @@ def gradients(inputs_ND: ArrayLike, targets_NC: Floats, *, penalty: float, seed:
         apart.append((learner.probabilities(inputs_ND) - targets_NC).astype(np.float32))
     apart_NKC = np.stack(apart, axis=1)
     full = len(CHECKPOINTS) * classes * width
-    project = None
-    if full > _WIDEST:
-        project = np.random.default_rng(seed).standard_normal((full, _WIDEST), dtype=np.float32) / np.sqrt(_WIDEST)
+    sketch = Sketch(width=_WIDEST, seed=seed) if full > _WIDEST else None
     found_NG = np.empty((rows, min(full, _WIDEST)), dtype=np.float32)
     for start in range(0, rows, _BLOCK):
         part = slice(start, start + _BLOCK)
         outer_BG = np.einsum("bkc,bd->bkcd", apart_NKC[part], with_bias_ND[part]).reshape(-1, full)
-        found_NG[part] = outer_BG if project is None else outer_BG @ project
+        found_NG[part] = outer_BG if sketch is None else sketch.of(torch.from_numpy(outer_BG)).numpy()
     return found_NG

@@ -4,14 +4,14 @@ is carried on along it."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from stillhouse import registry
-from stillhouse.checking.metering import LiveBytes, Trial, seconds_of
+from stillhouse.checking.metering import LiveBytes, Trial, measure, quickest
 from stillhouse.classifiers.fitting import train
 from stillhouse.condensation._matching import Rows
 from stillhouse.condensation._projection import Fluency
@@ -86,8 +86,9 @@ class Costs:
         if key not in self._forms:
             one = _one_a_class(self._tried(self._small(component, per_class), learner)[1])
             fluency, weight = self.judge if judged else (None, 0.0)
-            spent = _tried(partial(as_sets, self.task, component.name, TEACHER, one, learner, fluency, weight))
-            self._forms[key] = spent
+            self._forms[key] = measure(
+                partial(as_sets, self.task, component.name, TEACHER, one, learner, fluency, weight)
+            )
         seconds, held = self._forms[key]
         return Piece(f"texts of {component.name}", times, Trial(seconds * per_class, held))
 
@@ -97,9 +98,9 @@ class Costs:
         rows = slice(None) if per_class is None else slice(per_class * len(self.task.classes))
         given = Rows(real.inputs_NTD[rows], real.mask_NT[rows], real.labels_NC[rows])
         if student == "linear":  # goes to its optimum, however many steps
-            return _tried(lambda: train(self.task.make(student, 0), *given, steps=steps, seed=0))
+            return measure(lambda: train(self.task.make(student, 0), *given, steps=steps, seed=0))
         tried = [
-            (_tried(lambda n=count: train(self.task.make(student, 0), *given, steps=n, seed=0)), share)
+            (measure(lambda n=count: train(self.task.make(student, 0), *given, steps=n, seed=0)), share)
             for count, share in line(steps, _STEPS)
         ]
         return Trial.combine([trial for trial, _ in tried], [share for _, share in tried])
@@ -118,14 +119,13 @@ class Costs:
             return self._known[key]
         real, make = self.task.labelled(TEACHER), partial(self.task.make, learner)
         if not isinstance(condenser, LearningCondenser):
-            with LiveBytes() as live:
-                made = condenser.condense(real, make)
-            self._known[key] = Trial(_quickest(lambda: condenser.condense(real, make)), live.peak), made
+            sets: list[Condensed] = []
+            self._known[key] = measure(lambda: sets.append(condenser.condense(real, make))), sets[0]
             return self._known[key]
 
         def seconds(steps: int) -> float:
             few = dataclasses.replace(condenser, rounds=1, steps=steps)
-            return _quickest(lambda: few.condense(real, make))
+            return quickest(lambda: few.condense(real, make))
 
         with LiveBytes() as live:
             made = condenser.shortest().condense(real, make)
@@ -148,18 +148,6 @@ def _one_a_class(made: Condensed) -> Condensed:
 
 def _built(component: Component, per_class: int) -> Condenser:
     return registry.build("condenser", component.name, {**component.settings, "per_class": per_class})
-
-
-def _tried(job: Callable[[], object]) -> Trial:
-    with LiveBytes() as live:
-        job()
-    return Trial(_quickest(job), live.peak)
-
-
-def _quickest(job: Callable[[], object]) -> float:
-    """Seconds of a job; of a short one, which others on the machine disturb more, the better of two."""
-    spent = seconds_of(job)
-    return spent if spent > _SECONDS else min(spent, seconds_of(job))
 
 
 def total(pieces: Sequence[Piece]) -> Trial:

@@ -182,12 +182,15 @@ class CondenseText(Study):
                 )
         return task, fluency_of(CausalLM.load(self.language_model)) if self.language_model else None
 
+    def _kinds(self) -> list[str]:
+        """All classifiers that are trained on something."""
+        return list(dict.fromkeys([*self.students, *(self.matrix.learners if self.matrix.seeds else ())]))
+
     def _crossed(self) -> Sequence[Component]:
         return self.matrix.condensers or self.condensers
 
     def _cost_of_full(self, costs: Costs) -> list[Piece]:
-        names = list(dict.fromkeys([*self.students, *(self.matrix.learners if self.matrix.seeds else ())]))
-        return [Piece(f"the {name} student", 1, costs.training(name, None, self.full_steps)) for name in names]
+        return [Piece(f"the {name} student", 1, costs.training(name, None, self.full_steps)) for name in self._kinds()]
 
     def _cost_of_budgets(self, costs: Costs) -> list[Piece]:
         pieces: list[Piece] = []
@@ -227,7 +230,7 @@ class CondenseText(Study):
 
     def _full(self, folder: RunFolder, task: Task) -> dict[str, float]:
         """Each kind of student on all rows with their gold labels, once."""
-        names = list(dict.fromkeys([*self.students, *(self.matrix.learners if self.matrix.seeds else ())]))
+        names = self._kinds()
         count = len(task.heldout.labels_RC)
         with folder.stage("full", {**self._inputs("full_steps", "seed"), "names": names}) as (record, done):
             if not done:
@@ -246,7 +249,7 @@ class CondenseText(Study):
         for place in range(self.seeds):
             seed = self.seed + place
             with folder.stage(f"budgets-{seed}", {**inputs, "seed": seed}) as (record, done):
-                if not done:
+                if not done or not (place or (folder.path / FOLDER).is_dir()):  # somebody may have moved the sets away
                     told, sets = budgets_of_seed(
                         task,
                         self.condensers,
