@@ -198,7 +198,7 @@ def compare(
 
 @app.command()
 def check(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """What a recipe would do, needs and costs; of a student and its teacher no weights are loaded.
+    """What a recipe would do, need and cost, before anything dear starts.
 
     Example: stillhouse check quickstart train.steps=2000
     """

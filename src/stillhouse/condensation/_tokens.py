@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillhouse.errors import MissingExtraError, ModelError
+from stillhouse.features.static_embeddings import load_static_model
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,8 @@ def load_vocabulary(model: str) -> Vocabulary:
         MissingExtraError: model2vec is not installed.
         ModelError: it cannot be loaded.
     """
-    try:
-        from model2vec import StaticModel
-    except ImportError as error:
-        raise MissingExtraError(
-            "Static embeddings are read by model2vec, which is not installed. Install it with: pip install "
-            "'stillhouse[data]'"
-        ) from error
-    try:
-        loaded = StaticModel.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model} cannot be loaded as static embeddings: {error}. Give a Model2Vec folder.") from error
-    table_VD = torch.tensor(loaded.embedding, dtype=torch.float32)
+    loaded = load_static_model(model)
+    table_VD = torch.tensor(loaded.embedding)
     norm_V = table_VD.norm(dim=1)
     table_VD = table_VD / norm_V.mean() * table_VD.shape[1] ** 0.5
     readable = torch.zeros(len(table_VD), dtype=torch.bool)

@@ -39,10 +39,7 @@ class StaticEmbeddings(Features):
     model: str
 
     def __post_init__(self) -> None:
-        if find_spec("model2vec") is None:
-            raise MissingExtraError(
-                'static_embeddings needs model2vec, which is not installed: pip install "stillhouse[data]"'
-            )
+        require_model2vec()
 
     def identity(self) -> Any:
         """The settings, and what lies in the model's folder."""
@@ -54,24 +51,44 @@ class StaticEmbeddings(Features):
         Raises:
             ModelError: the model is not there, is damaged, or is none of model2vec's.
         """
-        model = self._load()
+        model = load_static_model(self.model)
         for start in range(0, len(examples), _BLOCK):
             texts = [text_of(examples[row]) for row in range(start, min(start + _BLOCK, len(examples)))]
             vectors_ND = model.encode(texts, batch_size=_BATCH, use_multiprocessing=False)
             yield np.asarray(vectors_ND, np.float32)
 
-    def _load(self) -> Any:
-        from model2vec import StaticModel  # an extra
 
-        place = locate(self.model)
-        try:
-            model = StaticModel.from_pretrained(place, force_download=False)
-        except Exception as error:  # the tokenizer's library raises nothing narrower
-            raise ModelError(
-                f"{self.model!r} cannot be loaded as static embeddings: {str(error).strip() or type(error).__name__}. "
-                "They are a folder of model2vec's, with config.json, model.safetensors and tokenizer.json, or the hub "
-                "name of one."
-            ) from error
-        # What is stored in eight or sixteen bits is averaged in float32, whatever it was stored in.
-        model.embedding = model.embedding.astype(np.float32)
-        return model
+def require_model2vec() -> None:
+    """Refuse to go on without the extra.
+
+    Raises:
+        MissingExtraError: model2vec is not installed.
+    """
+    if find_spec("model2vec") is None:
+        raise MissingExtraError(
+            'Static embeddings need model2vec, which is not installed: pip install "stillhouse[data]"'
+        )
+
+
+def load_static_model(name: str) -> Any:
+    """model2vec's own object, its table in float32, of a folder or hub name.
+
+    Raises:
+        MissingExtraError: model2vec is not installed.
+        ModelError: the model is not there, is damaged, or is none of model2vec's.
+    """
+    require_model2vec()
+    from model2vec import StaticModel  # an extra
+
+    place = locate(name)
+    try:
+        model = StaticModel.from_pretrained(place, force_download=False)
+    except Exception as error:  # the tokenizer's library raises nothing narrower
+        said = str(error).strip().rstrip(".") or type(error).__name__
+        raise ModelError(
+            f"{name!r} cannot be loaded as static embeddings: {said}. They are a folder of model2vec's, with "
+            "config.json, model.safetensors and tokenizer.json, or the hub name of one."
+        ) from error
+    # What is stored in eight or sixteen bits is averaged in float32, whatever it was stored in.
+    model.embedding = model.embedding.astype(np.float32)
+    return model
