@@ -59,12 +59,14 @@ def _figure(found: Mapping[str, Any], student: str) -> Figure:
         of_method = [(r["per_class"], r["accuracy"]) for r in shown if r["method"] == method]
         points = [(float(at), one["value"]) for at, one in of_method]
         band = [(float(at), one["low"], one["high"]) for at, one in of_method]
-        drawn.append(Line(method.replace("_", " "), points, band, reference=method == "random"))
+        name = method.removesuffix("_matching").replace("_", " ")  # short enough to stand whole beside its line
+        drawn.append(Line(name, points, band, reference=method == "random"))
     budgets = sorted({r["per_class"] for r in shown})
     drawn.append(Line("all rows", [(float(at), found["full"][student]) for at in budgets], reference=True))
     title = f"The {student} student, with the teacher's labels"
     picture = lines(f"fig-{student}", title, drawn, ("rows a class", "right"), percent)
-    return Figure(title, picture, "Vectors where vectors were learned. Bands are 95\u00a0% intervals over seeds.")
+    note = "Vectors where vectors were learned, by what they match. Bands are 95\u00a0% intervals over seeds."
+    return Figure(title, picture, note)
 
 
 def _budgets(found: Mapping[str, Any], student: str) -> Table:
